@@ -1,0 +1,108 @@
+#include "base/parallel_for.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/status.h"
+
+namespace nibble {
+namespace {
+
+int UsableCpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+struct ThreadPool::State {
+  std::mutex caller_mutex;  // one ParallelFor at a time
+
+  std::mutex mutex;
+  std::condition_variable start, done;
+  uint64_t generation = 0;  // counts jobs; a worker runs each once
+  int busy = 0;             // workers still inside the current job
+  bool stopping = false;
+
+  // The current job.
+  const std::function<void(int64_t, int64_t)>* body = nullptr;
+  int64_t count = 0, grain = 1;
+  std::atomic<int64_t> next{0};
+
+  std::vector<std::thread> workers;
+
+  void Drain() {
+    for (;;) {
+      const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= count) return;
+      (*body)(begin, std::min(begin + grain, count));
+    }
+  }
+
+  void Work() {
+    uint64_t seen = 0;
+    std::unique_lock lock(mutex);
+    for (;;) {
+      start.wait(lock, [&] { return stopping || generation != seen; });
+      if (stopping) return;
+      seen = generation;
+      lock.unlock();
+      Drain();
+      lock.lock();
+      if (--busy == 0) done.notify_one();
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  if (threads <= 0) threads = UsableCpus();
+  state_->workers.reserve(threads - 1);
+  for (int i = 1; i < threads; ++i) state_->workers.emplace_back([s = state_.get()] { s->Work(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
+  }
+  state_->start.notify_all();
+  for (std::thread& worker : state_->workers) worker.join();
+}
+
+int ThreadPool::threads() const { return static_cast<int>(state_->workers.size()) + 1; }
+
+void ThreadPool::ParallelFor(int64_t count, int64_t grain,
+                             const std::function<void(int64_t, int64_t)>& body) {
+  NIBBLE_CHECK(grain > 0);
+  if (count <= 0) return;
+  State& s = *state_;
+  std::lock_guard one_caller(s.caller_mutex);
+  s.body = &body;
+  s.count = count;
+  s.grain = grain;
+  s.next.store(0, std::memory_order_relaxed);
+  if (s.workers.empty() || count <= grain) {
+    s.Drain();
+    return;
+  }
+  {
+    std::lock_guard lock(s.mutex);
+    ++s.generation;
+    s.busy = static_cast<int>(s.workers.size());
+  }
+  s.start.notify_all();
+  s.Drain();
+  std::unique_lock lock(s.mutex);
+  s.done.wait(lock, [&] { return s.busy == 0; });
+}
+
+}  // namespace nibble

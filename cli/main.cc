@@ -1,0 +1,326 @@
+// The program: arguments in, a pipeline function called, words out. Exit codes: 2 wrong arguments, 3
+// bad data, 1 everything else that fails; each with one line on stderr.
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "engine/compare_methods.h"
+#include "engine/inspect.h"
+#include "engine/synthetic.h"
+#include "engine/tensor_ops.h"
+#include "kernels/backend.h"
+
+namespace nibble {
+namespace {
+
+enum ExitCode { kSuccess = 0, kFailed = 1, kWrongArguments = 2, kBadData = 3 };
+
+ExitCode ExitCodeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk: return kSuccess;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kUnimplemented: return kWrongArguments;
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kDataLoss: return kBadData;
+    default: return kFailed;
+  }
+}
+
+ExitCode Report(const absl::Status& status) {
+  if (!status.ok()) {
+    std::string line(status.message());
+    for (char& c : line) {
+      if (c == '\n' || c == '\r') c = ' ';
+    }
+    std::fprintf(stderr, "nibble: %s\n", line.c_str());
+  }
+  return ExitCodeOf(status);
+}
+
+// --- Options that several commands share --------------------------------------------------------
+
+template <typename Enum>
+CLI::Option* AddEnum(CLI::App* app, const std::string& name, Enum& value, const std::string& help) {
+  return app
+      ->add_option_function<std::string>(
+          name,
+          [&value, name](const std::string& text) {
+            const std::optional<Enum> parsed = FromName<Enum>(text);
+            if (!parsed) {
+              throw CLI::ValidationError(name, "expected " + NamesOf<Enum>() + ", got " + text);
+            }
+            value = *parsed;
+          },
+          help)
+      ->type_name(NamesOf<Enum>());
+}
+
+struct BackendFlags {
+  std::string name = "auto";
+  BackendOptions options;
+
+  void Add(CLI::App* app) {
+    app->add_option("--backend", name, "auto, cpu, cpu-scalar or cuda:N")->capture_default_str();
+    app->add_option("--threads", options.threads, "CPU threads; 0: one for each CPU")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+  }
+
+  absl::StatusOr<std::unique_ptr<Backend>> Make() const { return MakeBackend(name, options); }
+};
+
+CLI::Option* AddE4m3Max(CLI::App* app, int& value, const std::string& help) {
+  return app->add_option("--e4m3-max", value, help)->check(CLI::IsMember({448, 256}));
+}
+
+void AddInput(CLI::App* app, TensorFile& in, std::string& out) {
+  app->add_option("IN", in.path, "safetensors file")->required();
+  app->add_option("--tensor", in.tensor, "name of the tensor")->required();
+  app->add_option("--out", out, "safetensors file to write")->required();
+}
+
+// --- nibble tensor quantize ---------------------------------------------------------------------
+
+struct QuantizeCommand {
+  TensorFile in;
+  std::string out;
+  QuantizeParams params;
+  FourOverSix four_over_six;
+  StochasticRounding stochastic;
+  bool rotate = false, no_signs = false, round_stochastically = false;
+  BackendFlags backend;
+  CLI::Option *metric, *e4m3_max;
+
+  explicit QuantizeCommand(CLI::App* app) {
+    AddInput(app, in, out);
+    AddEnum(app, "--scheme", params.scheme, "what shares an outer scale");
+    AddEnum(app, "--rule", params.rule, "order of operations");
+    metric = AddEnum(app, "--four-over-six", four_over_six.metric,
+                     "try amax -> 4 beside amax -> 6 and keep the smaller error");
+    AddEnum(app, "--error-path", four_over_six.path, "how 4over6 computes errors")->needs(metric);
+    e4m3_max = AddE4m3Max(app, params.e4m3_max,
+                          "what the global scale aims at [256 with --four-over-six, else 448]");
+    app->add_flag("--columnwise", params.columnwise, "quantize the transposed copy");
+    CLI::Option* rht = app->add_flag("--rht", rotate,
+                                     "rotate each group of 16 first (random Hadamard transform)");
+    app->add_flag("--no-signs", no_signs, "all signs + in the rotation")->needs(rht);
+    CLI::Option* sr = app->add_flag("--stochastic", round_stochastically, "round stochastically");
+    app->add_option("--seed", stochastic.seed, "of --stochastic")->needs(sr);
+    app->add_flag("--swizzle", params.swizzle, "scales in 128x4 tiles");
+    backend.Add(app);
+  }
+
+  absl::Status Run() {
+    if (metric->count() > 0) {
+      params.four_over_six = four_over_six;
+      if (e4m3_max->count() == 0) params.e4m3_max = 256;
+    }
+    if (rotate) params.rht = no_signs ? Rht::kNoSigns : Rht::kSigns;
+    if (round_stochastically) params.stochastic = stochastic;
+    NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizeSummary summary,
+                            QuantizeTensor(in, out, params, *device));
+    absl::PrintF("%s: %d x %d, %s, %s rule", out, summary.rows, summary.cols,
+                 ToAbsl(NameOf(params.scheme)), ToAbsl(NameOf(params.rule)));
+    if (summary.error) {
+      absl::PrintF(", relative MSE %.4g, SQNR %.2f dB, saturated %d, flushed to zero %d",
+                   summary.error->relative_mse(), summary.error->sqnr_db(),
+                   summary.error->saturated(), summary.error->flushed());
+    }
+    absl::PrintF(", %.3f s on %s\n", summary.seconds, device->name());
+    return absl::OkStatus();
+  }
+};
+
+// --- nibble tensor sweep ------------------------------------------------------------------------
+
+enum class SweepChoice : uint8_t { kExhaustive, kPruned, kMultipliers };
+
+}  // namespace
+
+template <>
+inline constexpr std::array<std::string_view, 3> kEnumNames<SweepChoice> = {"exhaustive", "pruned",
+                                                                            "multipliers"};
+
+namespace {
+
+struct SweepCommand {
+  TensorFile in;
+  std::string out, hessian;
+  SweepChoice method = SweepChoice::kPruned;
+  MultiplierGrid grid;
+  float global_amax = 0;
+  int e4m3_max = 448;
+  bool packed = false;
+  BackendFlags backend;
+  CLI::Option *hessian_option, *global_amax_option;
+
+  explicit SweepCommand(CLI::App* app) {
+    AddInput(app, in, out);
+    hessian_option = app->add_option("--hessian", hessian,
+                                     "tensor [columns/16, 16, 16] that weighs the loss");
+    global_amax_option = app->add_option("--global-amax", global_amax,
+                                         "amax of the global scale [the tensor's own]");
+    AddE4m3Max(app, e4m3_max, "what the global scale aims at")->capture_default_str();
+    AddEnum(app, "--method", method, "how to search; exhaustive and pruned find the same");
+    app->add_option("--start", grid.start, "first multiplier")->capture_default_str();
+    app->add_option("--stop", grid.stop, "last multiplier")->capture_default_str();
+    app->add_option("--step", grid.step, "between multipliers")->capture_default_str();
+    app->add_flag("--packed", packed, "write packed, scale and scale2, too");
+    backend.Add(app);
+  }
+
+  absl::Status Run() {
+    std::optional<float> g;
+    if (global_amax_option->count() > 0) g = global_amax;
+    SweepRequest request;
+    request.packed = packed;
+    if (method == SweepChoice::kMultipliers) {
+      if (hessian_option->count() > 0) {
+        return absl::InvalidArgumentError(
+            "--hessian: expected --method exhaustive or pruned with it, got multipliers");
+      }
+      request.search = MultiplierSearchParams{grid, e4m3_max, g};
+    } else {
+      const bool exhaustive = method == SweepChoice::kExhaustive;
+      request.search = ScaleSweepParams{
+          exhaustive ? SweepMethod::kExhaustive : SweepMethod::kPruned, e4m3_max, g};
+      if (hessian_option->count() > 0) request.hessian = hessian;
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
+    NIBBLE_ASSIGN_OR_RETURN(const SweepSummary summary, SweepTensor(in, out, request, *device));
+    absl::PrintF("%s: %d blocks, %s, %.2f evaluations per block, %.3f s on %s\n", out,
+                 summary.blocks, ToAbsl(NameOf(method)),
+                 summary.blocks == 0 ? 0.0
+                                     : static_cast<double>(summary.evaluations) /
+                                           static_cast<double>(summary.blocks),
+                 summary.seconds, device->name());
+    return absl::OkStatus();
+  }
+};
+
+// --- nibble tensor dequantize -------------------------------------------------------------------
+
+struct DequantizeCommand {
+  std::string in, out, dtype = "bf16";
+  BackendFlags backend;
+
+  explicit DequantizeCommand(CLI::App* app) {
+    app->add_option("IN", in, "file that `nibble tensor quantize` wrote")->required();
+    app->add_option("--out", out, "safetensors file to write")->required();
+    app->add_option("--dtype", dtype, "bf16 or fp32")
+        ->check(CLI::IsMember({"bf16", "fp32"}))
+        ->capture_default_str();
+    backend.Add(app);
+  }
+
+  absl::Status Run() {
+    NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
+    return DequantizeTensor(in, out, dtype == "bf16" ? DType::kBf16 : DType::kF32, *device);
+  }
+};
+
+// --- nibble inspect -----------------------------------------------------------------------------
+
+struct InspectCommand {
+  std::string path;
+  bool json = false;
+
+  explicit InspectCommand(CLI::App* app) {
+    app->add_option("PATH", path, "safetensors file, or a folder of them")->required();
+    app->add_flag("--json", json, "machine-readable");
+  }
+
+  absl::Status Run() {
+    NIBBLE_ASSIGN_OR_RETURN(const auto files, Inspect(path));
+    std::cout << (json ? InspectionAsJson(files) : InspectionAsText(files));
+    return absl::OkStatus();
+  }
+};
+
+// --- nibble demo --------------------------------------------------------------------------------
+
+struct DemoCommand {
+  int64_t rows = 4096, cols = 4096;
+  BackendFlags backend;
+
+  explicit DemoCommand(CLI::App* app) {
+    app->add_option("--rows", rows, "of the tensor")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    app->add_option("--cols", cols, "a multiple of 16")
+        ->check(CLI::Range(16, 1 << 20))
+        ->capture_default_str();
+    backend.Add(app);
+  }
+
+  absl::Status Run() {
+    NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
+    absl::PrintF("A weight-like tensor, %d x %d bf16, to NVFP4 (checkpoint rule) on %s\n\n", rows,
+                 cols, device->name());
+    std::fflush(stdout);
+    const std::vector<std::byte> bytes = ToBytes(
+        SyntheticValues(Distribution::kWeightLike, rows * cols, /*seed=*/1), DType::kBf16);
+    NIBBLE_ASSIGN_OR_RETURN(
+        const auto table,
+        CompareMethods({bytes.data(), DType::kBf16, rows, cols}, *device));
+    absl::PrintF("%-20s %12s %13s %10s %14s %12s\n", "scales chosen by", "bits/weight",
+                 "relative MSE", "SQNR [dB]", "gain over max", "M weights/s");
+    const double max_mse = table.front().error.relative_mse();
+    for (const MethodRow& row : table) {
+      const double gain = max_mse == 0 ? 0 : 100 * (1 - row.error.relative_mse() / max_mse);
+      absl::PrintF("%-20s %12.4f %13.4e %10.2f %13.1f%% %12.0f\n", row.method, row.bits_per_weight,
+                   row.error.relative_mse(), row.error.sqnr_db(), gain,
+                   static_cast<double>(rows * cols) / row.seconds * 1e-6);
+    }
+    return absl::OkStatus();
+  }
+};
+
+// ------------------------------------------------------------------------------------------------
+
+// Adds a command that lives as long as `app`.
+template <typename Command>
+void AddCommand(CLI::App* app, const std::string& name, const std::string& help,
+                absl::Status& result) {
+  CLI::App* sub = app->add_subcommand(name, help);
+  auto command = std::make_shared<Command>(sub);
+  sub->callback([command, &result] { result = command->Run(); });
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("NVFP4 calibration and post-training quantization", "nibble");
+  app.set_version_flag("--version", NIBBLE_VERSION);
+  app.require_subcommand(1);
+  absl::Status result;
+  CLI::App* tensor = app.add_subcommand("tensor", "one tensor of a safetensors file");
+  tensor->require_subcommand(1);
+  AddCommand<QuantizeCommand>(tensor, "quantize", "codes, block scales and amax", result);
+  AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
+  AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
+  AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+  AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
+    return Report(absl::InvalidArgumentError(
+        absl::StrCat(error.what(), "; `nibble --help` lists what there is")));
+  } catch (const std::bad_alloc&) {
+    return Report(absl::ResourceExhaustedError("memory: expected enough for the tensor, got none"));
+  }
+  const ExitCode code = Report(result);
+  // Output that did not arrive (a full disk, a closed pipe) is a failure, too.
+  if (std::fflush(stdout) != 0 || !std::cout.flush()) return code == kSuccess ? kFailed : code;
+  return code;
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) { return nibble::Main(argc, argv); }

@@ -1,0 +1,61 @@
+// The POSIX pieces that the readers and writers of this folder share.
+#ifndef NIBBLE_IO_FILE_DESCRIPTOR_H_
+#define NIBBLE_IO_FILE_DESCRIPTOR_H_
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string_view>
+#include <utility>
+
+#include "base/status.h"
+
+namespace nibble {
+
+// Owns an open file descriptor; a negative one means none.
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd = -1) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FileDescriptor& operator=(FileDescriptor other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~FileDescriptor() {
+    if (is_open()) close(fd_);
+  }
+
+  int get() const { return fd_; }
+  bool is_open() const { return fd_ >= 0; }
+
+ private:
+  int fd_;
+};
+
+// Calls until the result is not "interrupted by a signal".
+template <typename Call>
+auto RetryOnInterrupt(Call call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
+
+// The status of errno: "<path>: <what>: <the system's words>".
+inline absl::Status ErrnoStatus(std::string_view path, std::string_view what) {
+  const int error = errno;
+  return absl::ErrnoToStatus(error, absl::StrCat(ToAbsl(path), ": ", ToAbsl(what)));
+}
+
+// "a folder", for messages.
+inline std::string_view FileKind(mode_t mode) {
+  if (S_ISREG(mode)) return "a regular file";
+  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_IO_FILE_DESCRIPTOR_H_

@@ -1,0 +1,170 @@
+#include "kernels/backend.h"
+
+#include "base/status.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "quant/numerics/hessian_sweep.h"
+
+namespace nibble {
+namespace {
+
+absl::Status CheckMatrix(const MatrixView& x) {
+  if (!IsQuantizable(x.dtype)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("dtype: expected BF16, F16 or F32, got ", ToAbsl(DTypeName(x.dtype))));
+  }
+  int64_t size;
+  if (x.rows < 0 || x.cols <= 0 || x.cols % kBlockSize != 0 ||
+      __builtin_mul_overflow(x.rows, x.cols, &size)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "shape: expected rows x a positive multiple of 16 columns, got ", x.rows, " x ", x.cols));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckE4m3Max(int e4m3_max) {
+  QuantizeParams params;
+  params.e4m3_max = e4m3_max;
+  return Validate(params);
+}
+
+absl::Status CheckGlobalAmax(const std::optional<float>& global_amax) {
+  QuantizeParams params;
+  params.global_amax = global_amax;
+  return Validate(params);
+}
+
+}  // namespace
+
+absl::StatusOr<float> Backend::Amax(const MatrixView& x) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  return DoAmax(x);
+}
+
+absl::StatusOr<PackedTensor> Backend::Quantize(const QuantizeParams& params, const MatrixView& x) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  PackedTensor out(LayoutOf(params, x.rows, x.cols));
+  NIBBLE_RETURN_IF_ERROR(Quantize(params, x, out.mutable_view()));
+  return out;
+}
+
+absl::Status Backend::Quantize(const QuantizeParams& params, const MatrixView& x,
+                               const MutablePackedView& out) {
+  NIBBLE_RETURN_IF_ERROR(Validate(params));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  if ((params.columnwise || params.scheme == Scheme::kTile2d) && x.rows % kBlockSize != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "shape: expected a multiple of 16 rows ",
+        params.columnwise ? "for a column-wise copy" : "under tile_2d", ", got ", x.rows));
+  }
+  if (!(out.layout == LayoutOf(params, x.rows, x.cols))) {
+    return absl::InvalidArgumentError(
+        "out: expected the layout that LayoutOf gives for these "
+        "parameters and this shape, got another");
+  }
+  return DoQuantize(params, x, out);
+}
+
+absl::Status Backend::Dequantize(const PackedView& packed, DType dtype, void* out) {
+  if (dtype != DType::kBf16 && dtype != DType::kF32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dtype: expected BF16 or F32, got ", ToAbsl(DTypeName(dtype))));
+  }
+  return DoDequantize(packed, dtype, out);
+}
+
+absl::StatusOr<SweepResult> Backend::Sweep(const ScaleSweepParams& params, const MatrixView& x,
+                                           std::span<const float> hessians) {
+  NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));
+  NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(params.global_amax));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
+  SweepResult result;
+  result.global_amax = params.global_amax.value_or(amax);
+  NIBBLE_RETURN_IF_ERROR(DoScaleSweep(params, x, hessians, result));
+  return result;
+}
+
+absl::StatusOr<SweepResult> Backend::ScaleSweep(const ScaleSweepParams& params,
+                                                const MatrixView& x) {
+  return Sweep(params, x, {});
+}
+
+absl::StatusOr<SweepResult> Backend::ScaleSweepHessian(const ScaleSweepParams& params,
+                                                       const MatrixView& x,
+                                                       std::span<const float> hessians) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  const int64_t slices = x.cols / kBlockSize;
+  if (static_cast<int64_t>(hessians.size()) != slices * kBlockSize * kBlockSize) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "hessian: expected ", slices, " slices of 16 x 16, got ", hessians.size(), " numbers"));
+  }
+  return Sweep(params, x, hessians);
+}
+
+absl::StatusOr<SweepResult> Backend::MultiplierSearch(const MultiplierSearchParams& params,
+                                                      const MatrixView& x) {
+  NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));
+  NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(params.global_amax));
+  const MultiplierGrid& grid = params.grid;
+  const bool numbers = IsFinite(grid.start) && IsFinite(grid.stop) && IsFinite(grid.step);
+  if (!numbers || !(grid.start > 0 && grid.stop >= grid.start && grid.step > 0) ||
+      (double{grid.stop} - grid.start) / grid.step > kMaxMultipliers - 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "multipliers: expected 0 < start <= stop, step > 0 and at most ", kMaxMultipliers,
+        " of them, got start ", grid.start, ", stop ", grid.stop, ", step ", grid.step));
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
+  SweepResult result;
+  result.global_amax = params.global_amax.value_or(amax);
+  NIBBLE_RETURN_IF_ERROR(DoMultiplierSearch(params, x, result));
+  return result;
+}
+
+absl::StatusOr<PackedTensor> Backend::QuantizeWithScales(const MatrixView& x, float global_amax,
+                                                         int e4m3_max,
+                                                         std::span<const uint8_t> scales) {
+  NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(e4m3_max));
+  NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(global_amax));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  QuantizeParams params;
+  params.rule = Rule::kCheckpoint;
+  params.e4m3_max = e4m3_max;
+  PackedTensor out(LayoutOf(params, x.rows, x.cols));
+  if (static_cast<int64_t>(scales.size()) != out.layout.blocks()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "scales: expected one for each of ", out.layout.blocks(), " blocks, got ", scales.size()));
+  }
+  for (uint8_t scale : scales) {
+    if (scale < 1 || scale > kE4m3Codes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("scales: expected E4M3 codes 1..126, got ", int{scale}));
+    }
+  }
+  NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());  // refuses NaN and infinity
+  out.amax[0] = global_amax;
+  NIBBLE_RETURN_IF_ERROR(DoQuantizeWithScales(x, scales, out.mutable_view()));
+  return out;
+}
+
+absl::StatusOr<ErrorStats> Backend::MeasureError(const MatrixView& x, const PackedView& packed) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  if (x.rows != packed.layout.rows || x.cols != packed.layout.cols) {
+    return absl::InvalidArgumentError(absl::StrCat("shape: expected the packed tensor's ",
+                                                   packed.layout.rows, " x ", packed.layout.cols,
+                                                   ", got ", x.rows, " x ", x.cols));
+  }
+  return DoMeasureError(x, packed);
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
+                                                     const BackendOptions& options) {
+  if (name == "auto" || name == "cpu") return MakeCpuBackend(options);
+  if (name == "cpu-scalar") return MakeScalarBackend(options);
+  if (name.starts_with("cuda:")) return MakeCudaBackend(name);
+  return absl::InvalidArgumentError(
+      absl::StrCat("backend: expected auto, cpu, cpu-scalar or cuda:N, got '", ToAbsl(name), "'"));
+}
+
+}  // namespace nibble

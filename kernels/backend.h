@@ -1,0 +1,125 @@
+// The operations of Nibble on one device. Public methods check, private virtuals run; every backend
+// refuses the same inputs with the same code and returns the same bytes.
+//
+// Status codes: InvalidArgument, parameters that contradict each other; FailedPrecondition, data
+// that the operation is not defined for (a shape, a NaN).
+#ifndef NIBBLE_KERNELS_BACKEND_H_
+#define NIBBLE_KERNELS_BACKEND_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/enum_names.h"
+#include "base/tensor_view.h"
+#include "quant/error_stats.h"
+#include "quant/numerics/scale_sweep.h"
+#include "quant/packed_tensor.h"
+#include "quant/quantize_params.h"
+
+namespace nibble {
+
+enum class SweepMethod : uint8_t { kExhaustive, kPruned };  // the same winners; see scale_sweep.h
+template <>
+inline constexpr std::array<std::string_view, 2> kEnumNames<SweepMethod> = {"exhaustive", "pruned"};
+
+struct ScaleSweepParams {
+  SweepMethod method = SweepMethod::kPruned;
+  int e4m3_max = 448;
+  // g: the amax that the global scale is made from; the tensor's own where absent.
+  std::optional<float> global_amax;
+};
+
+inline constexpr int kMaxMultipliers = 4096;
+
+struct MultiplierSearchParams {
+  MultiplierGrid grid;
+  int e4m3_max = 448;
+  std::optional<float> global_amax;
+};
+
+// What a search found, one entry per block, row-major.
+struct SweepResult {
+  std::vector<uint8_t> code;     // E4M3, 1..126
+  std::vector<float> best_amax;  // the block amax that the code stands for
+  std::vector<float> loss;
+  float global_amax = 0;    // the g that was used
+  int64_t evaluations = 0;  // candidate losses computed, over all blocks
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;
+
+  // The largest magnitude of the matrix. FailedPrecondition where an element is NaN or infinite,
+  // with their number and the first's place.
+  absl::StatusOr<float> Amax(const MatrixView& x);
+
+  // Codes, scales and maxima of x. Column-wise copies need rows, too, to be a multiple of 16;
+  // tile_2d needs both.
+  absl::StatusOr<PackedTensor> Quantize(const QuantizeParams& params, const MatrixView& x);
+  // The same into memory of the caller's; out.layout must be LayoutOf(params, x.rows, x.cols).
+  absl::Status Quantize(const QuantizeParams& params, const MatrixView& x,
+                        const MutablePackedView& out);
+
+  // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32.
+  absl::Status Dequantize(const PackedView& packed, DType dtype, void* out);
+
+  // The best of all 126 block scales, by squared error.
+  absl::StatusOr<SweepResult> ScaleSweep(const ScaleSweepParams& params, const MatrixView& x);
+
+  // The same by d^T H d. hessians: cols / 16 slices of 16 x 16 floats, shared by all rows.
+  absl::StatusOr<SweepResult> ScaleSweepHessian(const ScaleSweepParams& params, const MatrixView& x,
+                                                std::span<const float> hessians);
+
+  // The best of ModelOpt's multipliers of the block amax, by squared error.
+  absl::StatusOr<SweepResult> MultiplierSearch(const MultiplierSearchParams& params,
+                                               const MatrixView& x);
+
+  // Codes under block scales that a search chose (one per block, 1..126): per_tensor, checkpoint
+  // rule.
+  absl::StatusOr<PackedTensor> QuantizeWithScales(const MatrixView& x, float global_amax,
+                                                  int e4m3_max, std::span<const uint8_t> scales);
+
+  // The error of `packed`, computed from its bytes, against x of the same shape.
+  absl::StatusOr<ErrorStats> MeasureError(const MatrixView& x, const PackedView& packed);
+
+ private:
+  virtual absl::StatusOr<float> DoAmax(const MatrixView& x) = 0;
+  virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
+                                  const MutablePackedView& out) = 0;
+  virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;
+  virtual absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
+                                    std::span<const float> hessians, SweepResult& result) = 0;
+  virtual absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
+                                          SweepResult& result) = 0;
+  virtual absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
+                                            const MutablePackedView& out) = 0;
+  virtual absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView& x,
+                                                    const PackedView& packed) = 0;
+
+  absl::StatusOr<SweepResult> Sweep(const ScaleSweepParams& params, const MatrixView& x,
+                                    std::span<const float> hessians);
+};
+
+struct BackendOptions {
+  int threads = 0;  // of a CPU backend; 0 means one for each CPU this process may use
+};
+
+// By name: "auto" (the best there is), "cpu", "cpu-scalar" (the plain reference), "cuda:N". One
+// asked for by name never falls back: Unavailable where it does not exist here.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
+                                                     const BackendOptions& options = {});
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_BACKEND_H_

@@ -1,0 +1,346 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "quant/numerics/e2m1.h"
+#include "quant/numerics/hadamard.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kGrainBlocks = 4096;  // blocks a thread takes at a time: 64 Ki weights
+
+// Above every finite magnitude of the type.
+uint32_t InfinityBits(DType dtype) {
+  return dtype == DType::kF32 ? 0x7F800000u : dtype == DType::kBf16 ? 0x7F80u : 0x7C00u;
+}
+
+float MagnitudeFromBits(DType dtype, uint32_t bits) {
+  if (dtype == DType::kF32) return FloatFromBits(bits);
+  return dtype == DType::kBf16 ? FloatFromBf16(static_cast<uint16_t>(bits))
+                               : FloatFromF16(static_cast<uint16_t>(bits));
+}
+
+const char* ElementAt(const MatrixView& x, int64_t index) {
+  return static_cast<const char*>(x.data) + index * DTypeBytes(x.dtype);
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const CpuKernels& kernels, std::string name, const BackendOptions& options)
+      : kernels_(kernels), name_(std::move(name)), pool_(options.threads) {}
+
+  std::string name() const override { return name_; }
+
+ private:
+  absl::StatusOr<float> DoAmax(const MatrixView& x) override {
+    std::atomic<uint32_t> largest{0};
+    pool_.ParallelFor(x.size(), kGrainBlocks * kBlockSize, [&](int64_t begin, int64_t end) {
+      const uint32_t part = kernels_.max_magnitude(x.dtype, ElementAt(x, begin), end - begin);
+      uint32_t seen = largest.load(std::memory_order_relaxed);
+      while (part > seen && !largest.compare_exchange_weak(seen, part)) {
+      }
+    });
+    if (largest >= InfinityBits(x.dtype)) return NonFiniteError(x);
+    return MagnitudeFromBits(x.dtype, largest);
+  }
+
+  // The slow second look, once it is known that there is something to find.
+  static absl::Status NonFiniteError(const MatrixView& x) {
+    int64_t count = 0, first = -1;
+    for (int64_t i = 0; i < x.size(); ++i) {
+      if (IsFinite(LoadElement(x.dtype, x.data, i))) continue;
+      if (count++ == 0) first = i;
+    }
+    return absl::FailedPreconditionError(absl::StrCat("values: expected finite numbers, got ",
+                                                      count, " NaN or infinite, the first at row ",
+                                                      first / x.cols, ", column ", first % x.cols));
+  }
+
+  // Largest magnitude of each row of a matrix that is known to be finite.
+  void RowAmax(const MatrixView& x, float* amax) {
+    const int64_t grain = std::max<int64_t>(1, kGrainBlocks * kBlockSize / x.cols);
+    pool_.ParallelFor(x.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const uint32_t bits = kernels_.max_magnitude(x.dtype, ElementAt(x, r * x.cols), x.cols);
+        amax[r] = MagnitudeFromBits(x.dtype, bits);
+      }
+    });
+  }
+
+  // x transposed, rotated, or both, in its own type.
+  std::vector<char> MakeCopy(const QuantizeParams& params, const MatrixView& x) {
+    const int64_t rows = params.columnwise ? x.cols : x.rows;
+    const int64_t cols = params.columnwise ? x.rows : x.cols;
+    std::vector<char> copy(rows * cols * DTypeBytes(x.dtype));
+    // A task is one block of 16 of every copy row in a band: reads of column-wise tasks walk along
+    // source rows.
+    pool_.ParallelFor(cols / kBlockSize, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        for (int64_t r = 0; r < rows; ++r) CopyBlock(params, x, r, b, cols, copy.data());
+      }
+    });
+    return copy;
+  }
+
+  static void CopyBlock(const QuantizeParams& params, const MatrixView& x, int64_t r, int64_t b,
+                        int64_t copy_cols, char* copy) {
+    float block[kBlockSize];
+    for (int i = 0; i < kBlockSize; ++i) {
+      const int64_t k = b * kBlockSize + i;
+      block[i] = LoadElement(x.dtype, x.data, params.columnwise ? k * x.cols + r : r * x.cols + k);
+    }
+    if (params.rht != Rht::kNone) {
+      Rht16(block, params.rht == Rht::kSigns ? kRhtDefaultSigns : kRhtNoSigns);
+    }
+    char* out = copy + (r * copy_cols + b * kBlockSize) * DTypeBytes(x.dtype);
+    for (int i = 0; i < kBlockSize; ++i) {
+      if (x.dtype == DType::kF32) {
+        std::memcpy(out + 4 * i, &block[i], 4);
+      } else {
+        const uint16_t bits =
+            x.dtype == DType::kBf16 ? Bf16FromFloat(block[i]) : F16FromFloat(block[i]);
+        std::memcpy(out + 2 * i, &bits, 2);
+      }
+    }
+  }
+
+  absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& source,
+                          const MutablePackedView& out) override {
+    NIBBLE_ASSIGN_OR_RETURN(float amax, DoAmax(source));
+    MatrixView x = source;
+    std::vector<char> copy;
+    if (params.columnwise || params.rht != Rht::kNone) {
+      copy = MakeCopy(params, source);
+      x = {copy.data(), source.dtype, out.layout.rows, out.layout.cols};
+      if (params.rht != Rht::kNone) {
+        absl::StatusOr<float> rotated = DoAmax(x);
+        if (!rotated.ok()) return Annotate(rotated.status(), "after the Hadamard transform");
+        amax = *rotated;
+      }
+    }
+    if (params.scheme == Scheme::kPerToken) {
+      RowAmax(x, out.amax);
+    } else {
+      out.amax[0] = params.global_amax.value_or(amax);
+    }
+    Encode(params, x, nullptr, out);
+    return absl::OkStatus();
+  }
+
+  absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
+                                    const MutablePackedView& out) override {
+    QuantizeParams params;
+    params.rule = Rule::kCheckpoint;
+    params.e4m3_max = out.layout.e4m3_max;
+    Encode(params, x, scales.data(), out);
+    return absl::OkStatus();
+  }
+
+  void Encode(const QuantizeParams& params, const MatrixView& x, const uint8_t* given_scales,
+              const MutablePackedView& out) {
+    const PackedLayout& layout = out.layout;
+    std::vector<uint8_t> linear(layout.swizzled ? layout.blocks() : 0);
+    const EncodeJob job = {x,          &params,
+                           out.amax,   given_scales,
+                           out.packed, layout.swizzled ? linear.data() : out.scale};
+    if (params.scheme == Scheme::kTile2d) {
+      pool_.ParallelFor(
+          layout.blocks() / kBlockSize, kGrainBlocks / kBlockSize,
+          [&](int64_t begin, int64_t end) { kernels_.encode_tiles(job, begin, end); });
+    } else {
+      pool_.ParallelFor(layout.blocks(), kGrainBlocks, [&](int64_t begin, int64_t end) {
+        kernels_.encode_blocks(job, begin, end);
+      });
+    }
+    if (layout.swizzled) {
+      Swizzle(linear, layout.rows, layout.blocks_per_row(),
+              {out.scale, static_cast<size_t>(layout.scale_bytes())});
+    }
+  }
+
+  // Calls body(first_row, last_row) over the rows of a packed tensor.
+  template <typename Body>
+  void ForRows(const PackedLayout& layout, const Body& body) {
+    const int64_t grain =
+        std::max<int64_t>(1, kGrainBlocks / std::max<int64_t>(1, layout.blocks_per_row()));
+    pool_.ParallelFor(layout.rows, grain, body);
+  }
+
+  // One block's values; returns its decode scale.
+  static float DequantizeBlock(const PackedView& packed, int64_t row, int64_t block,
+                               float global_decode_scale, float out[kBlockSize]) {
+    const uint8_t scale = packed.scale[packed.layout.scale_offset(row, block)];
+    const uint8_t* bytes = packed.packed + (row * packed.layout.blocks_per_row() + block) * 8;
+    for (int j = 0; j < kBlockSize / 2; ++j) {
+      out[2 * j] = nibble::Dequantize(bytes[j] & 0xF, scale, global_decode_scale);
+      out[2 * j + 1] = nibble::Dequantize(bytes[j] >> 4, scale, global_decode_scale);
+    }
+    return CheckpointBlockDecodeScale(scale, global_decode_scale);
+  }
+
+  static float RowDecodeScale(const PackedView& packed, int64_t row) {
+    const bool per_token = packed.layout.scheme == Scheme::kPerToken;
+    return packed.layout.GlobalDecodeScale(packed.amax[per_token ? row : 0]);
+  }
+
+  absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) override {
+    ForRows(packed.layout, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const float decode_scale = RowDecodeScale(packed, r);
+        for (int64_t b = 0; b < packed.layout.blocks_per_row(); ++b) {
+          float y[kBlockSize];
+          DequantizeBlock(packed, r, b, decode_scale, y);
+          const int64_t index = r * packed.layout.cols + b * kBlockSize;
+          if (dtype == DType::kF32) {
+            std::memcpy(static_cast<float*>(out) + index, y, sizeof(y));
+          } else {
+            uint16_t* values = static_cast<uint16_t*>(out) + index;
+            for (int i = 0; i < kBlockSize; ++i) values[i] = Bf16FromFloat(y[i]);
+          }
+        }
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView& x,
+                                            const PackedView& packed) override {
+    NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
+    std::mutex mutex;
+    ErrorStats total;
+    ForRows(packed.layout, [&](int64_t begin, int64_t end) {
+      ErrorStats part;
+      for (int64_t r = begin; r < end; ++r) {
+        const float decode_scale = RowDecodeScale(packed, r);
+        for (int64_t b = 0; b < packed.layout.blocks_per_row(); ++b) {
+          float values[kBlockSize], y[kBlockSize];
+          LoadBlock(x, r * x.cols + b * kBlockSize, values);
+          part.AddBlock(values, y, DequantizeBlock(packed, r, b, decode_scale, y));
+        }
+      }
+      std::lock_guard lock(mutex);
+      total.Merge(part);
+    });
+    return total;
+  }
+
+  absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
+                            std::span<const float> hessians, SweepResult& result) override {
+    const float bound = static_cast<float>(params.e4m3_max);
+    const SweepTable table = MakeSweepTable(result.global_amax, bound);
+    const int64_t blocks_per_row = x.cols / kBlockSize;
+    std::vector<HessianFactor> factors(hessians.empty() ? 0 : blocks_per_row);
+    NIBBLE_RETURN_IF_ERROR(FactorAll(hessians, factors));
+    Resize(result, x.rows * blocks_per_row);
+    float amax_of_code[kE4m3Codes + 1];
+    for (int k = 0; k <= kE4m3Codes; ++k) {
+      amax_of_code[k] = SweepBlockAmax(k, result.global_amax, bound);
+    }
+    const SweepJob job = {x,
+                          &table,
+                          params.method,
+                          factors.empty() ? nullptr : factors.data(),
+                          result.code.data(),
+                          result.loss.data()};
+    std::atomic<int64_t> evaluations{0};
+    const auto finish = [&](int64_t begin, int64_t end, int64_t count) {
+      for (int64_t b = begin; b < end; ++b) result.best_amax[b] = amax_of_code[result.code[b]];
+      evaluations += count;
+    };
+    if (factors.empty()) {
+      pool_.ParallelFor(x.rows * blocks_per_row, kGrainBlocks, [&](int64_t begin, int64_t end) {
+        finish(begin, end, kernels_.scale_sweep(job, begin, end));
+      });
+    } else {
+      // A multiple of any vector's lanes, which run down the rows.
+      constexpr int64_t kGrainRows = 64;
+      pool_.ParallelFor(x.rows, kGrainRows, [&](int64_t begin, int64_t end) {
+        finish(begin * blocks_per_row, end * blocks_per_row,
+               kernels_.scale_sweep_hessian(job, begin, end));
+      });
+    }
+    result.evaluations = evaluations;
+    return absl::OkStatus();
+  }
+
+  absl::Status FactorAll(std::span<const float> hessians, std::vector<HessianFactor>& factors) {
+    constexpr int kSize = kBlockSize * kBlockSize;
+    std::vector<HessianDefect> defects(factors.size());
+    pool_.ParallelFor(static_cast<int64_t>(factors.size()), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        defects[i] = FactorHessian(hessians.data() + i * kSize, &factors[i]);
+      }
+    });
+    for (size_t i = 0; i < defects.size(); ++i) {
+      if (defects[i] == HessianDefect::kNone) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("hessian: expected finite, symmetric, positive semidefinite slices, got one "
+                       "that is not ",
+                       defects[i] == HessianDefect::kNotFinite      ? "finite"
+                       : defects[i] == HessianDefect::kNotSymmetric ? "symmetric"
+                                                                    : "positive semidefinite",
+                       ": slice ", i));
+    }
+    return absl::OkStatus();
+  }
+
+  static void Resize(SweepResult& result, int64_t blocks) {
+    result.code.resize(blocks);
+    result.best_amax.resize(blocks);
+    result.loss.resize(blocks);
+  }
+
+  absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
+                                  SweepResult& result) override {
+    const float bound = static_cast<float>(params.e4m3_max);
+    const SweepTable table = MakeSweepTable(result.global_amax, bound);
+    const int count = MultiplierCount(params.grid);
+    std::vector<float> multipliers(count);
+    for (int i = 0; i < count; ++i) multipliers[i] = MultiplierAt(params.grid, count, i);
+    const int64_t blocks = x.rows * (x.cols / kBlockSize);
+    Resize(result, blocks);
+    const MultiplierJob job = {x,
+                               &table,
+                               CheckpointGlobalDecodeScale(result.global_amax, bound),
+                               multipliers.data(),
+                               count,
+                               result.code.data(),
+                               result.best_amax.data(),
+                               result.loss.data()};
+    std::atomic<int64_t> evaluations{0};
+    pool_.ParallelFor(blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
+      evaluations += kernels_.multiplier_search(job, begin, end);
+    });
+    result.evaluations = evaluations;
+    return absl::OkStatus();
+  }
+
+  const CpuKernels& kernels_;
+  const std::string name_;
+  ThreadPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeCpuBackendWith(const CpuKernels& kernels,
+                                            const BackendOptions& options) {
+  return std::make_unique<CpuBackend>(kernels, absl::StrCat("cpu (", ToAbsl(kernels.name), ")"),
+                                      options);
+}
+
+std::unique_ptr<Backend> MakeCpuBackend(const BackendOptions& options) {
+  return MakeCpuBackendWith(SimdKernels(), options);
+}
+
+std::unique_ptr<Backend> MakeScalarBackend(const BackendOptions& options) {
+  return MakeCpuBackendWith(ScalarKernels(), options);
+}
+
+}  // namespace nibble

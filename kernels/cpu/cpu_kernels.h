@@ -1,0 +1,102 @@
+// What a CPU instruction set implements: loops over a range of blocks, single-threaded, without
+// allocation. cpu_backend.cc does the rest (checks, threads, copies, swizzling) for all of them.
+#ifndef NIBBLE_KERNELS_CPU_CPU_KERNELS_H_
+#define NIBBLE_KERNELS_CPU_CPU_KERNELS_H_
+
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#include "base/tensor_view.h"
+#include "kernels/backend.h"
+#include "quant/numerics/float_bits.h"
+#include "quant/numerics/hessian_sweep.h"
+#include "quant/numerics/scale_sweep.h"
+#include "quant/quantize_params.h"
+
+namespace nibble {
+
+struct EncodeJob {
+  MatrixView x;
+  const QuantizeParams* params;
+  const float* amax;            // one, or one a row under per_token
+  const uint8_t* given_scales;  // one a block, chosen by a search (checkpoint rule); else null
+  uint8_t* packed;
+  uint8_t* scale;  // row-major
+};
+
+struct SweepJob {
+  MatrixView x;
+  const SweepTable* table;
+  SweepMethod method;
+  const HessianFactor* factors;  // one a column block; null for the plain sweep
+  uint8_t* code;
+  float* loss;
+};
+
+struct MultiplierJob {
+  MatrixView x;
+  const SweepTable* table;
+  float global_decode_scale;
+  const float* multipliers;
+  int count;
+  uint8_t* code;
+  float* best_amax;
+  float* loss;
+};
+
+struct CpuKernels {
+  std::string_view name;
+
+  // The largest magnitude among `count` values as the bits of their type: above a type's infinity
+  // where one is NaN.
+  uint32_t (*max_magnitude)(DType dtype, const void* data, int64_t count);
+
+  // per_tensor and per_token, over blocks [begin, end).
+  void (*encode_blocks)(const EncodeJob& job, int64_t begin, int64_t end);
+  // tile_2d, over 16x16 tiles [begin, end), row-major.
+  void (*encode_tiles)(const EncodeJob& job, int64_t begin, int64_t end);
+
+  // Over blocks [begin, end); they return the number of losses evaluated.
+  int64_t (*scale_sweep)(const SweepJob& job, int64_t begin, int64_t end);
+  int64_t (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
+  // Over rows [begin, end).
+  int64_t (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
+};
+
+// The reference: one function of quant/numerics after another.
+const CpuKernels& ScalarKernels();
+
+// The best instruction set of this machine.
+const CpuKernels& SimdKernels();
+// Every instruction set that this machine can run and this build has, best first.
+const std::vector<const CpuKernels*>& AllSimdKernels();
+
+// One element as float32, exactly.
+inline float LoadElement(DType dtype, const void* data, int64_t index) {
+  const char* p = static_cast<const char*>(data) + index * (dtype == DType::kF32 ? 4 : 2);
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, p, sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return dtype == DType::kBf16 ? FloatFromBf16(bits) : FloatFromF16(bits);
+}
+
+// Sixteen from `index` on.
+inline void LoadBlock(const MatrixView& x, int64_t index, float out[kBlockSize]) {
+  for (int i = 0; i < kBlockSize; ++i) out[i] = LoadElement(x.dtype, x.data, index + i);
+}
+
+inline float BlockAmax(const float x[kBlockSize]) {
+  float amax = 0.0f;
+  for (int i = 0; i < kBlockSize; ++i) amax = Max(amax, Abs(x[i]));
+  return amax;
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CPU_CPU_KERNELS_H_

@@ -1,0 +1,58 @@
+// What quantization cost: sums that come out with the same bits however a tensor was cut into
+// chunks.
+#ifndef NIBBLE_QUANT_ERROR_STATS_H_
+#define NIBBLE_QUANT_ERROR_STATS_H_
+
+#include <array>
+#include <cstdint>
+
+#include "quant/numerics/scale_rules.h"
+
+namespace nibble {
+
+// A sum of doubles without rounding: a fixed-point number wide enough for any block's sum of
+// products of floats (2^-300 .. 2^300). Adding is associative and commutative, hence so is merging.
+class ExactSum {
+ public:
+  // x: finite, not negative or negative, |x| < 2^300.
+  void Add(double x);
+  void Merge(const ExactSum& other);
+  double Value() const;
+
+ private:
+  static constexpr int kLowestBit = -352;  // of digit 0
+  static constexpr int kDigits = 24;       // of 32 bits each, kept signed and lazily carried
+  static constexpr int kAddsBeforeCarry = 1 << 29;
+
+  void Carry();
+
+  std::array<int64_t, kDigits> digits_ = {};
+  int adds_ = 0;
+};
+
+// Statistics of x against its quantized form y. The unit of accumulation is the block of 16, so
+// chunks are whole blocks; merging them gives the same bits for any chunking and any order.
+class ErrorStats {
+ public:
+  // One block; block_decode_scale maps 1.0 to the value it stands for.
+  void AddBlock(const float x[kBlockSize], const float y[kBlockSize], float block_decode_scale);
+  void Merge(const ErrorStats& other);
+
+  int64_t count() const { return count_; }
+  int64_t saturated() const { return saturated_; }  // |x| above the block's largest value
+  int64_t flushed() const { return flushed_; }      // x != 0 became 0
+  double max_error() const { return max_error_; }   // largest |x - y|
+  double mse() const;                               // 0 where count() is 0
+  double relative_mse() const;                      // sum (x-y)^2 / sum x^2; 0 where both are 0
+  double sqnr_db() const;                           // -10 log10(relative_mse)
+  double cosine() const;                            // of x and y; 1 where both are 0
+
+ private:
+  ExactSum squared_error_, squared_x_, squared_y_, product_;
+  double max_error_ = 0;
+  int64_t count_ = 0, saturated_ = 0, flushed_ = 0;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_QUANT_ERROR_STATS_H_

@@ -1,0 +1,88 @@
+// float32 arithmetic that rounds once per named operation, on host and device alike, and the
+// bit-level conversions of bf16 and fp16. Everything under quant/numerics is freestanding: std
+// headers only, no allocation, no errors. Hosts compile it with -ffp-contract=off (g++ contracts
+// a*b+c by default, which would change one result in five).
+#ifndef NIBBLE_QUANT_NUMERICS_FLOAT_BITS_H_
+#define NIBBLE_QUANT_NUMERICS_FLOAT_BITS_H_
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define NIBBLE_HD __host__ __device__ __forceinline__
+#else
+#define NIBBLE_HD inline
+#endif
+
+namespace nibble {
+
+inline constexpr float kFloatMax = 3.40282346638528859811704183484516925440e+38f;
+
+NIBBLE_HD uint32_t FloatBits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+NIBBLE_HD float FloatFromBits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// The one place in the tree that asks which side it is compiled for.
+#if defined(__CUDA_ARCH__)
+NIBBLE_HD float AddRn(float a, float b) { return __fadd_rn(a, b); }
+NIBBLE_HD float SubRn(float a, float b) { return __fsub_rn(a, b); }
+NIBBLE_HD float MulRn(float a, float b) { return __fmul_rn(a, b); }
+NIBBLE_HD float DivRn(float a, float b) { return __fdiv_rn(a, b); }
+NIBBLE_HD float FmaRn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+#else
+NIBBLE_HD float AddRn(float a, float b) { return a + b; }
+NIBBLE_HD float SubRn(float a, float b) { return a - b; }
+NIBBLE_HD float MulRn(float a, float b) { return a * b; }
+NIBBLE_HD float DivRn(float a, float b) { return a / b; }
+NIBBLE_HD float FmaRn(float a, float b, float c) { return std::fma(a, b, c); }
+#endif
+
+NIBBLE_HD float Abs(float x) { return FloatFromBits(FloatBits(x) & 0x7FFFFFFFu); }
+NIBBLE_HD float Min(float a, float b) { return b < a ? b : a; }
+NIBBLE_HD float Max(float a, float b) { return a < b ? b : a; }
+NIBBLE_HD bool IsFinite(float x) { return (FloatBits(x) & 0x7F800000u) != 0x7F800000u; }
+
+NIBBLE_HD float FloatFromBf16(uint16_t bits) { return FloatFromBits(uint32_t{bits} << 16); }
+
+// Round to nearest even. Finite values may round up to infinity; NaN stays NaN.
+NIBBLE_HD uint16_t Bf16FromFloat(float x) {
+  const uint32_t bits = FloatBits(x);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+NIBBLE_HD float FloatFromF16(uint16_t bits) {
+  const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
+  const uint32_t magnitude = bits & 0x7FFFu;
+  if (magnitude >= 0x7C00u) return FloatFromBits(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
+  // Exact for normal and subnormal values: the exponent is rebased by a multiplication.
+  return FloatFromBits(sign | FloatBits(MulRn(FloatFromBits(magnitude << 13), 0x1p112f)));
+}
+
+// Round to nearest even. 65520 and above become infinity; NaN stays NaN.
+NIBBLE_HD uint16_t F16FromFloat(float x) {
+  const uint32_t bits = FloatBits(x);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
+  if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);
+  if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 aligns the last place to 2^-24
+    const uint32_t aligned = FloatBits(AddRn(FloatFromBits(magnitude), 0.5f));
+    return static_cast<uint16_t>(sign | (aligned - 0x3F000000u));
+  }
+  const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1u);
+  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_QUANT_NUMERICS_FLOAT_BITS_H_
