@@ -1,5 +1,5 @@
-// The program: arguments in, a pipeline function called, words out. Exit codes: 2 wrong arguments, 3
-// bad data, 1 everything else that fails; each with one line on stderr.
+// The program: arguments in, a pipeline function called, words out. Exit codes: 2 wrong arguments,
+// 3 bad data, 1 everything else that fails; each with one line on stderr.
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -22,12 +22,16 @@ enum ExitCode { kSuccess = 0, kFailed = 1, kWrongArguments = 2, kBadData = 3 };
 
 ExitCode ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
-    case absl::StatusCode::kOk: return kSuccess;
+    case absl::StatusCode::kOk:
+      return kSuccess;
     case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kUnimplemented: return kWrongArguments;
+    case absl::StatusCode::kUnimplemented:
+      return kWrongArguments;
     case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kDataLoss: return kBadData;
-    default: return kFailed;
+    case absl::StatusCode::kDataLoss:
+      return kBadData;
+    default:
+      return kFailed;
   }
 }
 
@@ -106,8 +110,8 @@ struct QuantizeCommand {
     e4m3_max = AddE4m3Max(app, params.e4m3_max,
                           "what the global scale aims at [256 with --four-over-six, else 448]");
     app->add_flag("--columnwise", params.columnwise, "quantize the transposed copy");
-    CLI::Option* rht = app->add_flag("--rht", rotate,
-                                     "rotate each group of 16 first (random Hadamard transform)");
+    CLI::Option* rht =
+        app->add_flag("--rht", rotate, "rotate each group of 16 first (random Hadamard transform)");
     app->add_flag("--no-signs", no_signs, "all signs + in the rotation")->needs(rht);
     CLI::Option* sr = app->add_flag("--stochastic", round_stochastically, "round stochastically");
     app->add_option("--seed", stochastic.seed, "of --stochastic")->needs(sr);
@@ -162,8 +166,8 @@ struct SweepCommand {
 
   explicit SweepCommand(CLI::App* app) {
     AddInput(app, in, out);
-    hessian_option = app->add_option("--hessian", hessian,
-                                     "tensor [columns/16, 16, 16] that weighs the loss");
+    hessian_option =
+        app->add_option("--hessian", hessian, "tensor [columns/16, 16, 16] that weighs the loss");
     global_amax_option = app->add_option("--global-amax", global_amax,
                                          "amax of the global scale [the tensor's own]");
     AddE4m3Max(app, e4m3_max, "what the global scale aims at")->capture_default_str();
@@ -264,11 +268,10 @@ struct DemoCommand {
     absl::PrintF("A weight-like tensor, %d x %d bf16, to NVFP4 (checkpoint rule) on %s\n\n", rows,
                  cols, device->name());
     std::fflush(stdout);
-    const std::vector<std::byte> bytes = ToBytes(
-        SyntheticValues(Distribution::kWeightLike, rows * cols, /*seed=*/1), DType::kBf16);
-    NIBBLE_ASSIGN_OR_RETURN(
-        const auto table,
-        CompareMethods({bytes.data(), DType::kBf16, rows, cols}, *device));
+    const std::vector<std::byte> bytes =
+        ToBytes(SyntheticValues(Distribution::kWeightLike, rows * cols, /*seed=*/1), DType::kBf16);
+    NIBBLE_ASSIGN_OR_RETURN(const auto table,
+                            CompareMethods({bytes.data(), DType::kBf16, rows, cols}, *device));
     absl::PrintF("%-20s %12s %13s %10s %14s %12s\n", "scales chosen by", "bits/weight",
                  "relative MSE", "SQNR [dB]", "gain over max", "M weights/s");
     const double max_mse = table.front().error.relative_mse();

@@ -24,8 +24,7 @@ absl::StatusOr<std::vector<MethodRow>> CompareMethods(const MatrixView& x, Backe
     NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, quantize());
     MethodRow row;
     row.method = std::move(method);
-    row.seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     const double bytes = static_cast<double>(packed.packed.size() + packed.scale.size() +
                                              packed.amax.size() * sizeof(float));
     row.bits_per_weight = 8 * bytes / static_cast<double>(x.size());
@@ -36,8 +35,8 @@ absl::StatusOr<std::vector<MethodRow>> CompareMethods(const MatrixView& x, Backe
   NIBBLE_RETURN_IF_ERROR(measure("max", [&] { return backend.Quantize(max, x); }));
   NIBBLE_RETURN_IF_ERROR(
       measure("4over6 (mse, 256)", [&] { return backend.Quantize(four_over_six, x); }));
-  NIBBLE_RETURN_IF_ERROR(measure(
-      "mse, 39 multipliers", [&] { return with_scales(backend.MultiplierSearch({}, x)); }));
+  NIBBLE_RETURN_IF_ERROR(
+      measure("mse, 39 multipliers", [&] { return with_scales(backend.MultiplierSearch({}, x)); }));
   NIBBLE_RETURN_IF_ERROR(
       measure("mse, sweep of 126", [&] { return with_scales(backend.ScaleSweep({}, x)); }));
   return rows;

@@ -15,11 +15,12 @@ namespace nibble {
 struct MethodRow {
   std::string method;
   double bits_per_weight = 0;
-  ErrorStats error;  // of the stored bytes
+  ErrorStats error;    // of the stored bytes
   double seconds = 0;  // to choose the scales and encode
 };
 
-// max, 4over6 (mse, 256), the multiplier grid and the sweep, all under the checkpoint rule; max first.
+// max, 4over6 (mse, 256), the multiplier grid and the sweep, all under the checkpoint rule; max
+// first.
 absl::StatusOr<std::vector<MethodRow>> CompareMethods(const MatrixView& x, Backend& backend);
 
 }  // namespace nibble

@@ -184,9 +184,12 @@ std::string InspectionAsJson(const std::vector<InspectedFile>& files) {
                                        {"bytes", t.info.bytes()}};
       if (t.quantized) {
         const QuantizedInfo& q = *t.quantized;
-        tensor["quantized"] = {{"format", q.format},         {"scheme", q.scheme},
-                               {"rule", q.rule},             {"scale_min", q.scale_min},
-                               {"scale_max", q.scale_max},   {"scale_zero", q.scale_zero},
+        tensor["quantized"] = {{"format", q.format},
+                               {"scheme", q.scheme},
+                               {"rule", q.rule},
+                               {"scale_min", q.scale_min},
+                               {"scale_max", q.scale_max},
+                               {"scale_zero", q.scale_zero},
                                {"scale_invalid", q.scale_invalid}};
       }
       total += t.info.bytes();

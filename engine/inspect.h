@@ -14,13 +14,13 @@ namespace nibble {
 
 // Of a quantized tensor, listed with the tensor that holds its codes.
 struct QuantizedInfo {
-  std::string format;     // "nibble", "modelopt" or "compressed-tensors"
-  std::string scheme;     // "per_tensor", "per_token", "tile_2d"
-  std::string rule;       // as far as the file says
-  float scale_min = 0;    // over the block scales, decoded
+  std::string format;   // "nibble", "modelopt" or "compressed-tensors"
+  std::string scheme;   // "per_tensor", "per_token", "tile_2d"
+  std::string rule;     // as far as the file says
+  float scale_min = 0;  // over the block scales, decoded
   float scale_max = 0;
-  int64_t scale_zero = 0;      // scales that are 0: legal at run time, never in a checkpoint
-  int64_t scale_invalid = 0;   // NaN or negative
+  int64_t scale_zero = 0;     // scales that are 0: legal at run time, never in a checkpoint
+  int64_t scale_invalid = 0;  // NaN or negative
 };
 
 struct InspectedTensor {

@@ -1,5 +1,5 @@
-// Made-up tensors for the demo, the tests and the benchmarks: the same numbers on every machine with
-// the same libm, for any seed.
+// Made-up tensors for the demo, the tests and the benchmarks: the same numbers on every machine
+// with the same libm, for any seed.
 #ifndef NIBBLE_ENGINE_SYNTHETIC_H_
 #define NIBBLE_ENGINE_SYNTHETIC_H_
 
@@ -20,11 +20,11 @@ enum class Distribution : uint8_t {
   kLaplace,
   kStudentT5,
   kUniform,
-  kOutliers,    // normal, one element in 200 times 20
-  kOnGrid,      // E2M1 values times powers of two
-  kSubnormal,   // normal times 2^-130: subnormal in bf16 and fp32, zero in fp16
-  kConstant,    // every block one value
-  kOneHot,      // one non-zero element a block
+  kOutliers,   // normal, one element in 200 times 20
+  kOnGrid,     // E2M1 values times powers of two
+  kSubnormal,  // normal times 2^-130: subnormal in bf16 and fp32, zero in fp16
+  kConstant,   // every block one value
+  kOneHot,     // one non-zero element a block
   kZero,
   kWeightLike,  // normal with a spread of its own for each block of 1024 and rare large values
 };

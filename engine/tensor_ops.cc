@@ -114,12 +114,12 @@ absl::StatusOr<StoredPacked> ParseMetadata(const std::map<std::string, std::stri
     return it == metadata.end() ? std::string_view() : std::string_view(it->second);
   };
   const auto bad = [&](const char* key, const std::string& rule) {
-    return absl::DataLossError(absl::StrCat("metadata '", key, "': expected ", rule, ", got ",
-                                            Quoted(get(key))));
+    return absl::DataLossError(
+        absl::StrCat("metadata '", key, "': expected ", rule, ", got ", Quoted(get(key))));
   };
   if (get(kFormatKey) != kPackedFormat) {
-    return bad(kFormatKey, absl::StrCat("'", kPackedFormat,
-                                        "', which `nibble tensor quantize` writes"));
+    return bad(kFormatKey,
+               absl::StrCat("'", kPackedFormat, "', which `nibble tensor quantize` writes"));
   }
   const auto scheme = FromName<Scheme>(get(kSchemeKey));
   if (!scheme) return bad(kSchemeKey, NamesOf<Scheme>());
@@ -175,9 +175,9 @@ absl::StatusOr<SweepResult> Search(const SweepRequest& request, const Safetensor
   NIBBLE_ASSIGN_OR_RETURN(const LoadedTensor h, Load(reader, *request.hessian));
   const std::vector<int64_t> expected = {x.cols / kBlockSize, kBlockSize, kBlockSize};
   if (h.dtype != DType::kF32 || h.shape != expected) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "hessian ", Quoted(*request.hessian), ": expected F32 ", ShapeName(expected), ", got ",
-        ToAbsl(DTypeName(h.dtype)), " ", ShapeName(h.shape)));
+    return absl::FailedPreconditionError(
+        absl::StrCat("hessian ", Quoted(*request.hessian), ": expected F32 ", ShapeName(expected),
+                     ", got ", ToAbsl(DTypeName(h.dtype)), " ", ShapeName(h.shape)));
   }
   std::vector<float> values(h.bytes.size() / sizeof(float));
   std::memcpy(values.data(), h.bytes.data(), h.bytes.size());
@@ -236,13 +236,13 @@ absl::StatusOr<SweepSummary> SweepTensor(const TensorFile& in, const std::string
       {"code", DType::kU8, {blocks}, BytesOf(result->code)},
       {"loss", DType::kF32, {blocks}, BytesOf(result->loss)},
   };
-  const int e4m3_max = std::visit([](const auto& params) { return params.e4m3_max; },
-                                  request.search);
+  const int e4m3_max =
+      std::visit([](const auto& params) { return params.e4m3_max; }, request.search);
   std::optional<PackedTensor> packed;
   std::vector<float> scale2;
   if (request.packed) {
-    NIBBLE_ASSIGN_OR_RETURN(packed, backend.QuantizeWithScales(*x, result->global_amax, e4m3_max,
-                                                               result->code));
+    NIBBLE_ASSIGN_OR_RETURN(
+        packed, backend.QuantizeWithScales(*x, result->global_amax, e4m3_max, result->code));
     scale2 = {packed->layout.GlobalDecodeScale(result->global_amax)};
     const int64_t cols = packed->layout.cols;
     tensors.push_back(
@@ -268,12 +268,12 @@ absl::Status DequantizeTensor(const std::string& in, const std::string& out, DTy
   const absl::StatusOr<StoredPacked> stored = ParseMetadata(reader.metadata());
   if (!stored.ok()) return Annotate(stored.status(), in);
   const PackedLayout& layout = stored->layout;
-  NIBBLE_ASSIGN_OR_RETURN(
-      const auto packed, LoadExpected(reader, "packed", DType::kU8, layout.packed_bytes()));
-  NIBBLE_ASSIGN_OR_RETURN(
-      const auto scale, LoadExpected(reader, "scale", DType::kF8E4M3, layout.scale_bytes()));
-  NIBBLE_ASSIGN_OR_RETURN(
-      const auto amax_bytes, LoadExpected(reader, "amax", DType::kF32, layout.amax_count()));
+  NIBBLE_ASSIGN_OR_RETURN(const auto packed,
+                          LoadExpected(reader, "packed", DType::kU8, layout.packed_bytes()));
+  NIBBLE_ASSIGN_OR_RETURN(const auto scale,
+                          LoadExpected(reader, "scale", DType::kF8E4M3, layout.scale_bytes()));
+  NIBBLE_ASSIGN_OR_RETURN(const auto amax_bytes,
+                          LoadExpected(reader, "amax", DType::kF32, layout.amax_count()));
   std::vector<float> amax(layout.amax_count());
   std::memcpy(amax.data(), amax_bytes.data(), amax_bytes.size());
   for (std::byte code : scale) {

@@ -1,7 +1,7 @@
 // The operations of `nibble tensor`: one tensor of a safetensors file in, a safetensors file out.
 //
-// Status codes: InvalidArgument for a request that cannot be, FailedPrecondition and DataLoss for data
-// that is bad.
+// Status codes: InvalidArgument for a request that cannot be, FailedPrecondition and DataLoss for
+// data that is bad.
 #ifndef NIBBLE_ENGINE_TENSOR_OPS_H_
 #define NIBBLE_ENGINE_TENSOR_OPS_H_
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -114,6 +115,10 @@ class CpuBackend final : public Backend {
   absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& source,
                           const MutablePackedView& out) override {
     NIBBLE_ASSIGN_OR_RETURN(float amax, DoAmax(source));
+    if (source.size() == 0) {
+      std::fill_n(out.amax, out.layout.amax_count(), params.global_amax.value_or(0.0f));
+      return absl::OkStatus();
+    }
     MatrixView x = source;
     std::vector<char> copy;
     if (params.columnwise || params.rht != Rht::kNone) {

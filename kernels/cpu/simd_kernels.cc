@@ -149,9 +149,7 @@ HWY_INLINE void LoadBlocks(const MatrixView& x, int64_t first_element, int64_t s
     for (int i = 0; i < kBlockSize; ++i) stage.Set(i, hn::GatherIndex(df, words + i, lane_offset));
     return;
   }
-  const int32_t* words = reinterpret_cast<const int32_t*>(base);
-  for (int i = 0; i < kBlockSize; i += 2) {
-    const VU pair = hn::BitCast(du, hn::GatherIndex(di, words + i / 2, lane_offset));
+  const auto set_pair = [&](int i, VU pair) HWY_ATTR {
     if (x.dtype == DType::kBf16) {
       stage.Set(i, Bits(hn::ShiftLeft<16>(pair)));
       stage.Set(i + 1, Bits(hn::And(pair, hn::Set(du, 0xFFFF0000u))));
@@ -159,6 +157,24 @@ HWY_INLINE void LoadBlocks(const MatrixView& x, int64_t first_element, int64_t s
       stage.Set(i, FloatFromF16Bits(pair));
       stage.Set(i + 1, FloatFromF16Bits(hn::ShiftRight<16>(pair)));
     }
+  };
+#if HWY_TARGET != HWY_SCALAR
+  if (stride == kBlockSize) {
+    // Neighbours: a block is 8 words of two elements. Far cheaper than gathering.
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(base);
+    VU low[4], high[4];
+    hn::LoadInterleaved4(du, words, low[0], low[1], low[2], low[3]);
+    hn::LoadInterleaved4(du, words + 4 * Lanes(), high[0], high[1], high[2], high[3]);
+    for (int j = 0; j < 4; ++j) {
+      set_pair(2 * j, hn::ConcatEven(du, high[j], low[j]));
+      set_pair(2 * j + 8, hn::ConcatOdd(du, high[j], low[j]));
+    }
+    return;
+  }
+#endif
+  const int32_t* words = reinterpret_cast<const int32_t*>(base);
+  for (int i = 0; i < kBlockSize; i += 2) {
+    set_pair(i, hn::BitCast(du, hn::GatherIndex(di, words + i / 2, lane_offset)));
   }
 }
 
@@ -212,10 +228,6 @@ struct Outer {
 HWY_INLINE VF BlockEncodeScale(VU scale, const Outer& outer) {
   const VF inverse = hn::Div(hn::Set(df, 1.0f), hn::Mul(DecodeE4m3(scale), outer.decode_scale));
   return hn::Min(inverse, hn::Set(df, kFloatMax));
-}
-
-HWY_INLINE VF Scaled(VF x, VF encode_scale) {
-  return hn::Max(hn::Min(hn::Mul(x, encode_scale), hn::Set(df, kE2m1Max)), hn::Set(df, -kE2m1Max));
 }
 
 template <ErrorMetric kMetric>
@@ -287,24 +299,31 @@ HWY_INLINE void FillUniforms(const StochasticRounding& stochastic, int64_t first
 }
 
 // Encodes a group of consecutive blocks and writes their packed bytes.
-HWY_INLINE void EncodeGroup(const Stage& x, VU scale, const Outer& outer,
-                            const QuantizeParams& params, int64_t first_block, int64_t lanes,
-                            uint8_t* packed) {
-  HWY_ALIGN int32_t uniforms[kBlockSize * kMaxLanes] = {};
-  if (params.stochastic) FillUniforms(*params.stochastic, first_block, lanes, uniforms);
-  const bool runtime = params.rule == Rule::kRuntime;
-  const VF factor = runtime ? BlockEncodeScale(scale, outer)
-                            : hn::Mul(DecodeE4m3(scale), outer.checkpoint_decode_scale);
+template <Rule kRule, bool kStochastic>
+HWY_INLINE void EncodeGroupAs(const Stage& x, VU scale, const Outer& outer,
+                              const QuantizeParams& params, int64_t first_block, int64_t lanes,
+                              uint8_t* packed) {
+  HWY_ALIGN int32_t uniforms[kStochastic ? kBlockSize * kMaxLanes : 1];
+  if constexpr (kStochastic) {
+    std::fill_n(uniforms, kBlockSize * Lanes(), 0);
+    FillUniforms(*params.stochastic, first_block, lanes, uniforms);
+  }
+  const VF factor = kRule == Rule::kRuntime
+                        ? BlockEncodeScale(scale, outer)
+                        : hn::Mul(DecodeE4m3(scale), outer.checkpoint_decode_scale);
   VU words[2];
   for (int half = 0; half < 2; ++half) {
     VU word = hn::Zero(du);
     for (int j = 7; j >= 0; --j) {
       const int i = half * 8 + j;
-      const VF scaled = runtime ? Scaled(x[i], factor) : hn::Div(x[i], factor);
+      const VF scaled = kRule == Rule::kRuntime ? hn::Mul(x[i], factor) : hn::Div(x[i], factor);
       const VF magnitude = hn::Min(hn::Abs(scaled), hn::Set(df, kE2m1Max));
-      const VU index = params.stochastic
-                           ? StochasticIndex(magnitude, hn::Load(di, uniforms + i * Lanes()))
-                           : RoundE2m1(magnitude).index();
+      VU index;
+      if constexpr (kStochastic) {
+        index = StochasticIndex(magnitude, hn::Load(di, uniforms + i * Lanes()));
+      } else {
+        index = RoundE2m1(magnitude).index();
+      }
       const VU negative =
           hn::And(Bits(hn::VecFromMask(df, hn::Lt(scaled, hn::Zero(df)))), hn::Set(du, 8u));
       word = hn::Or(hn::ShiftLeft<4>(word), hn::Or(index, negative));
@@ -314,6 +333,24 @@ HWY_INLINE void EncodeGroup(const Stage& x, VU scale, const Outer& outer,
   HWY_ALIGN uint32_t bytes[2 * kMaxLanes];
   hn::StoreInterleaved2(words[0], words[1], du, bytes);
   std::memcpy(packed + first_block * 8, bytes, lanes * 8);
+}
+
+HWY_INLINE void EncodeGroup(const Stage& x, VU scale, const Outer& outer,
+                            const QuantizeParams& params, int64_t first_block, int64_t lanes,
+                            uint8_t* packed) {
+  if (params.rule == Rule::kRuntime) {
+    if (params.stochastic) {
+      EncodeGroupAs<Rule::kRuntime, true>(x, scale, outer, params, first_block, lanes, packed);
+    } else {
+      EncodeGroupAs<Rule::kRuntime, false>(x, scale, outer, params, first_block, lanes, packed);
+    }
+  } else {
+    if (params.stochastic) {
+      EncodeGroupAs<Rule::kCheckpoint, true>(x, scale, outer, params, first_block, lanes, packed);
+    } else {
+      EncodeGroupAs<Rule::kCheckpoint, false>(x, scale, outer, params, first_block, lanes, packed);
+    }
+  }
 }
 
 // Calls body(std::integral_constant<metric>, std::integral_constant<path>).
@@ -454,20 +491,36 @@ uint32_t MaxMagnitude(DType dtype, const void* data, int64_t count) {
 
 // --- The sweep ----------------------------------------------------------------------------------
 
-// One element's part of a loss. Without kClamp no lane may saturate by more than rounding.
-template <bool kClamp>
-HWY_INLINE VF Difference(VF a, VF decode_scale) {
-  VF v = hn::Div(a, decode_scale);
-  if constexpr (kClamp) v = hn::Min(v, hn::Set(df, kE2m1Max));
-  return NegFma(RoundE2m1(v).magnitude, decode_scale, a);
-}
+// How a loss divides: as the definition does, or by the reciprocal, to within
+// kSweepFilterTolerance.
+enum class Division { kExact, kReciprocal };
 
-template <bool kClamp>
+// A candidate: its decode scale and what Loss needs of it.
+template <Division kDivision>
+struct Divisor {
+  VF divisor, negated_scale;
+
+  HWY_INLINE explicit Divisor(VF decode_scale)
+      : divisor(kDivision == Division::kExact ? decode_scale
+                                              : hn::Div(hn::Set(df, 1.0f), decode_scale)),
+        negated_scale(hn::Neg(decode_scale)) {}
+
+  // One element's part of a loss. Without kClamp no lane may saturate by more than rounding.
+  template <bool kClamp>
+  HWY_INLINE VF Difference(VF a) const {
+    VF v = kDivision == Division::kExact ? hn::Div(a, divisor) : hn::Mul(a, divisor);
+    if constexpr (kClamp) v = hn::Min(v, hn::Set(df, kE2m1Max));
+    return Fma(RoundE2m1(v).magnitude, negated_scale, a);
+  }
+};
+
+template <bool kClamp, Division kDivision = Division::kExact>
 HWY_INLINE VF Loss(const Stage& a, VF decode_scale) {
+  const Divisor<kDivision> divisor(decode_scale);
   VF even = hn::Zero(df), odd = hn::Zero(df);
   for (int i = 0; i < kBlockSize; i += 2) {
-    const VF d0 = Difference<kClamp>(a[i], decode_scale);
-    const VF d1 = Difference<kClamp>(a[i + 1], decode_scale);
+    const VF d0 = divisor.template Difference<kClamp>(a[i]);
+    const VF d1 = divisor.template Difference<kClamp>(a[i + 1]);
     even = Fma(d0, d0, even);
     odd = Fma(d1, d1, odd);
   }
@@ -532,28 +585,57 @@ HWY_INLINE void SweepAll(const Stage& a, const SweepTable& table, Best& best) {
   best.evaluations = hn::Set(di, kE4m3Codes);
 }
 
-HWY_INLINE void SweepWindow(const Stage& a, VF amax, const SweepTable& table, Best& best) {
+// Follows SweepPruned. With reciprocals the losses are approximate: `runner_up` then has the second
+// best, and the walk down allows for the tolerance.
+template <Division kDivision>
+HWY_INLINE void SweepWindow(const Stage& a, VF amax, const SweepTable& table, Best& best,
+                            VF& runner_up) {
   const MF nonzero = hn::Gt(amax, hn::Zero(df));
   const VI first = FirstUnsaturated(amax, table);
   const VI end = WindowEnd(first);
+  runner_up = best.loss;
+  const auto consider = [&](MF active, MF wins, VF loss, VI k) HWY_ATTR {
+    if constexpr (kDivision == Division::kReciprocal) {
+      const VF loser = hn::IfThenElse(wins, best.loss, loss);
+      runner_up = hn::IfThenElse(active, hn::Min(runner_up, loser), runner_up);
+    }
+    best.Count(active);
+    best.Take(wins, loss, k);
+  };
   for (VI k = first;; k = hn::Add(k, hn::Set(di, 1))) {
     const MF active = hn::And(nonzero, AtMost(k, end));
     if (hn::AllFalse(df, active)) break;
-    const VF loss = Loss<false>(a, ScaleOf(table, hn::Min(k, hn::Set(di, kE4m3Codes))));
-    best.Count(active);
-    best.Take(hn::And(active, hn::Lt(loss, best.loss)), loss, k);
+    const VF scale = ScaleOf(table, hn::Min(k, hn::Set(di, kE4m3Codes)));
+    const VF loss = Loss<false, kDivision>(a, scale);
+    consider(active, hn::And(active, hn::Lt(loss, best.loss)), loss, k);
   }
+  const VF slack = hn::Set(df, kDivision == Division::kExact ? 1.0f : 1.0f + kSweepFilterTolerance);
   MF active = nonzero;
   for (VI k = hn::Sub(first, hn::Set(di, 1));; k = hn::Sub(k, hn::Set(di, 1))) {
     const VF scale = ScaleOf(table, hn::Max(k, hn::Set(di, 1)));
     const VF beyond = NegFma(hn::Set(df, kE2m1Max), scale, amax);
-    const MF possible = hn::Le(hn::Mul(beyond, beyond), best.loss);
+    const MF possible = hn::Le(hn::Mul(beyond, beyond), hn::Mul(best.loss, slack));
     active = hn::And(active, hn::And(possible, AtMost(hn::Set(di, 1), k)));
     if (hn::AllFalse(df, active)) break;
-    const VF loss = Loss<true>(a, scale);
-    best.Count(active);
-    best.Take(hn::And(active, hn::Le(loss, best.loss)), loss, k);
+    const VF loss = Loss<true, kDivision>(a, scale);
+    consider(active, hn::And(active, hn::Le(loss, best.loss)), loss, k);
   }
+}
+
+// The pruned winners: found with reciprocals, confirmed with divisions. Where a runner-up is nearer
+// than the reciprocals' error, the group is searched again with divisions.
+HWY_INLINE void SweepPrunedGroup(const Stage& a, VF amax, const SweepTable& table, Best& best) {
+  VF runner_up;
+  SweepWindow<Division::kReciprocal>(a, amax, table, best, runner_up);
+  const MF clear = hn::Gt(runner_up, hn::Mul(best.loss, hn::Set(df, 1.0f + kSweepFilterTolerance)));
+  const MF found = ToFloatMask(hn::Gt(best.code, hn::Zero(di)));
+  const MF zero = hn::Eq(amax, hn::Zero(df));
+  if (HWY_LIKELY(hn::AllTrue(df, hn::Or(zero, hn::And(clear, found))))) {
+    best.loss = Loss<true>(a, ScaleOf(table, hn::Max(best.code, hn::Set(di, 1))));
+    return;
+  }
+  best = Best();
+  SweepWindow<Division::kExact>(a, amax, table, best, runner_up);
 }
 
 HWY_INLINE int64_t SumLanes(VI v, int64_t lanes) {
@@ -605,7 +687,7 @@ int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
       const auto zero = hn::RebindMask(di, hn::Eq(amax, hn::Zero(df)));
       best.evaluations = hn::IfThenZeroElse(zero, best.evaluations);
     } else {
-      SweepWindow(a, amax, *job.table, best);
+      SweepPrunedGroup(a, amax, *job.table, best);
       FinishPruned(amax, lanes, best, [&](int64_t lane) {
         float block[kBlockSize];
         for (int i = 0; i < kBlockSize; ++i) block[i] = a.values[i * Lanes() + lane];
@@ -657,8 +739,9 @@ int64_t MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
 HWY_INLINE VF HessianLoss(const Stage& w, VF decode_scale, const HessianFactor& factor, VF limit,
                           MF active) {
   Stage d;
+  const Divisor<Division::kExact> divisor(decode_scale);
   for (int i = 0; i < kBlockSize; ++i) {
-    const VF magnitude = Difference<true>(hn::Abs(w[i]), decode_scale);
+    const VF magnitude = divisor.Difference<true>(hn::Abs(w[i]));
     // As in HessianDifference: negated where w < 0.
     const VU sign =
         hn::And(Bits(hn::VecFromMask(df, hn::Lt(w[i], hn::Zero(df)))), hn::Set(du, 0x80000000u));

@@ -132,6 +132,13 @@ NIBBLE_HD SweepWinner SweepPruned(const float a[kBlockSize], float amax, const S
   return best.code == 0 ? SweepExhaustive(a, table) : best;
 }
 
+// How far a loss may be off, relatively, if |w| / s is replaced by |w| * (1 / s), twice rounded.
+// The product and the quotient lie within 2^-22 of each other, relatively, so a different q means
+// that |w| / s is that near to the middle T of two neighbours q1 < q2: |d| then differs by at most
+// 4 T / (q2 - q1) * 2^-22 <= 14 * 2^-22, its square by twice that, 7e-6. A search may use
+// reciprocals as long as it decides by divisions what is nearer than this.
+inline constexpr float kSweepFilterTolerance = 0x1p-16f;
+
 // --- ModelOpt's multiplier grid -----------------------------------------------------------------
 
 // Candidate block amaxes are block_amax * m, m from `start` to `stop` in ceil((stop - start) /

@@ -139,8 +139,8 @@ TEST_P(GoldenTest, SwizzledScales) {
     const std::string name = data + ".bf16.tensor.none.448";
     const Matrix x(file, data + ".bf16.x");
     QuantizeParams params;
-    EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".scale"),
-                          backend_->Quantize(params, x.view)->scale));
+    EXPECT_TRUE(
+        SameBytes(file.Read<uint8_t>(name + ".scale"), backend_->Quantize(params, x.view)->scale));
     params.swizzle = true;
     EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".swizzled_scale"),
                           backend_->Quantize(params, x.view)->scale));
@@ -164,8 +164,7 @@ TEST_P(GoldenTest, ExportsMatchModelOptimizer) {
 
     const auto sweep = backend_->ScaleSweep({}, x.view);
     ASSERT_TRUE(sweep.ok()) << sweep.status();
-    const auto swept =
-        backend_->QuantizeWithScales(x.view, sweep->global_amax, 448, sweep->code);
+    const auto swept = backend_->QuantizeWithScales(x.view, sweep->global_amax, 448, sweep->code);
     ASSERT_TRUE(swept.ok()) << swept.status();
     EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".export_sweep.scale"), swept->scale));
     EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".export_sweep.packed"), swept->packed));
@@ -253,7 +252,8 @@ TEST(SameBytesTest, SeesDifferences) {
   EXPECT_TRUE(SameBytes(a, a));
   EXPECT_FALSE(SameBytes(a, b));
   EXPECT_FALSE(SameBytes(a, shorter));
-  EXPECT_THAT(SameBytes(a, b).message(), ::testing::HasSubstr("1 of 3 bytes differ, the first at 2"));
+  EXPECT_THAT(SameBytes(a, b).message(),
+              ::testing::HasSubstr("1 of 3 bytes differ, the first at 2"));
   EXPECT_EQ(CountDifferentCodes({0x12, 0x34}, {0x13, 0x34}), 1);
   EXPECT_GT(Apart(1.0, 1.1), 0.05);
 }

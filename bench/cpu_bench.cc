@@ -1,0 +1,167 @@
+// The CPU backend's operations in weights per second, by instruction set and number of threads:
+//
+//   ./run bench                      all of them, and the ratios that matter as a table
+//   build/release/bench/cpu_bench --benchmark_filter=ScaleSweep
+//
+// CPU timings are noisy: compare within one run, by medians.
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "benchmark/benchmark.h"
+#include "engine/synthetic.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu_backend.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kCols = 4096;
+
+const std::vector<std::byte>& NormalBf16(int64_t rows) {
+  static std::map<int64_t, std::vector<std::byte>> tensors;
+  std::vector<std::byte>& bytes = tensors[rows];
+  if (bytes.empty()) {
+    bytes = ToBytes(SyntheticValues(Distribution::kNormal, rows * kCols, 1), DType::kBf16);
+  }
+  return bytes;
+}
+
+// One operation on a normal bf16 tensor of `rows` x kCols.
+template <typename Op>
+void Register(const std::string& name, const CpuKernels& kernels, int threads, int64_t rows,
+              const Op& op) {
+  const auto run = [&kernels, threads, rows, op](benchmark::State& state) {
+    const auto backend = MakeCpuBackendWith(kernels, {.threads = threads});
+    const MatrixView x = {NormalBf16(rows).data(), DType::kBf16, rows, kCols};
+    for (auto _ : state) op(*backend, x, state);
+    state.SetItemsProcessed(state.iterations() * x.size());
+  };
+  const std::string full = absl::StrCat(name, "/", std::string(kernels.name), "/", threads);
+  benchmark::RegisterBenchmark(full.c_str(), run)
+      ->UseRealTime()
+      ->Unit(benchmark::kMillisecond)
+      ->Repetitions(7)
+      ->ReportAggregatesOnly();
+}
+
+void BM_Sweep(Backend& backend, const MatrixView& x, benchmark::State& state, SweepMethod method) {
+  const auto result = backend.ScaleSweep({method, 448, std::nullopt}, x);
+  NIBBLE_CHECK(result.ok());
+  state.counters["evaluations_per_block"] =
+      static_cast<double>(result->evaluations) / static_cast<double>(result->code.size());
+}
+
+void RegisterAll() {
+  constexpr int64_t kRows = 4096, kFewRows = 64;  // the slow ones get less work
+  const auto quantize = [](const QuantizeParams& params) {
+    return [params](Backend& backend, const MatrixView& x, benchmark::State&) {
+      // Into memory that is there, as a serving stack would.
+      static std::map<int64_t, std::unique_ptr<PackedTensor>> outs;
+      auto& out = outs[x.rows];
+      if (!out) out = std::make_unique<PackedTensor>(LayoutOf(params, x.rows, x.cols));
+      MutablePackedView view = out->mutable_view();
+      view.layout = LayoutOf(params, x.rows, x.cols);
+      NIBBLE_CHECK(backend.Quantize(params, x, view).ok());
+    };
+  };
+  const auto sweep = [](SweepMethod method) {
+    return [method](Backend& backend, const MatrixView& x, benchmark::State& state) {
+      BM_Sweep(backend, x, state, method);
+    };
+  };
+  const auto multipliers = [](Backend& backend, const MatrixView& x, benchmark::State&) {
+    NIBBLE_CHECK(backend.MultiplierSearch({}, x).ok());
+  };
+  const auto hessian = [](Backend& backend, const MatrixView& x, benchmark::State& state) {
+    static const std::vector<float> h = [] {
+      std::vector<float> identity(kCols / 16 * 256, 0.0f);
+      for (size_t i = 0; i < identity.size(); ++i) identity[i] = i % 256 % 17 == 0 ? 1.0f : 0.05f;
+      return identity;
+    }();
+    const auto result = backend.ScaleSweepHessian({}, x, h);
+    NIBBLE_CHECK(result.ok());
+    state.counters["evaluations_per_block"] =
+        static_cast<double>(result->evaluations) / static_cast<double>(result->code.size());
+  };
+  QuantizeParams plain, checkpoint, four_over_six, tile, stochastic;
+  checkpoint.rule = Rule::kCheckpoint;
+  four_over_six.four_over_six = FourOverSix{};
+  four_over_six.e4m3_max = 256;
+  tile.scheme = Scheme::kTile2d;
+  stochastic.stochastic = StochasticRounding{};
+
+  std::vector<const CpuKernels*> all = AllSimdKernels();
+  all.push_back(&ScalarKernels());
+  for (const CpuKernels* kernels : all) {
+    const bool best = kernels == all.front();
+    const int64_t rows = best ? kRows : kFewRows;
+    for (int threads : best ? std::vector<int>{1, 2} : std::vector<int>{1}) {
+      Register("Quantize", *kernels, threads, rows, quantize(plain));
+      Register("QuantizeCheckpoint", *kernels, threads, rows, quantize(checkpoint));
+      Register("QuantizeFourOverSix", *kernels, threads, rows, quantize(four_over_six));
+      Register("QuantizeTile2d", *kernels, threads, rows, quantize(tile));
+      Register("QuantizeStochastic", *kernels, threads, rows, quantize(stochastic));
+      Register("ScaleSweepPruned", *kernels, threads, rows, sweep(SweepMethod::kPruned));
+      Register("ScaleSweepExhaustive", *kernels, threads, kFewRows,
+               sweep(SweepMethod::kExhaustive));
+      Register("MultiplierSearch", *kernels, threads, best ? 512 : kFewRows, multipliers);
+      Register("ScaleSweepHessian", *kernels, threads, best ? 512 : kFewRows, hessian);
+    }
+  }
+}
+
+// Keeps the medians for the closing table.
+class MedianReporter : public benchmark::ConsoleReporter {
+ public:
+  void ReportRuns(const std::vector<Run>& runs) override {
+    ConsoleReporter::ReportRuns(runs);
+    for (const Run& run : runs) {
+      if (run.aggregate_name != "median") continue;
+      rates_[run.run_name.function_name] = run.counters.at("items_per_second").value;
+    }
+  }
+
+  void PrintRatios(const std::string& best) const {
+    const auto rate = [&](const std::string& name) {
+      const auto it = rates_.find(name);
+      return it == rates_.end() ? 0.0 : it->second;
+    };
+    const double pruned = rate(absl::StrCat("ScaleSweepPruned/", best, "/1"));
+    const double exhaustive = rate("ScaleSweepExhaustive/scalar/1");
+    const double plain = rate(absl::StrCat("Quantize/", best, "/1"));
+    if (pruned == 0 || exhaustive == 0 || plain == 0) return;  // filtered out
+    absl::PrintF("\n%-58s %10s\n", "medians of this run", best);
+    absl::PrintF("%-58s %10.0f\n", "pruned sweep, M weights/s, one thread", pruned * 1e-6);
+    absl::PrintF("%-58s %10.1f\n", "pruned sweep over exhaustive scalar sweep, one thread",
+                 pruned / exhaustive);
+    absl::PrintF("%-58s %10.1f\n", "pruned sweep over exhaustive sweep, same vectors",
+                 pruned / rate(absl::StrCat("ScaleSweepExhaustive/", best, "/1")));
+    absl::PrintF("%-58s %10.0f\n", "plain quantize, M weights/s, one thread", plain * 1e-6);
+    absl::PrintF("%-58s %10.2f\n", "two threads over one, pruned sweep",
+                 rate(absl::StrCat("ScaleSweepPruned/", best, "/2")) / pruned);
+    absl::PrintF("%-58s %10.2f\n", "two threads over one, plain quantize",
+                 rate(absl::StrCat("Quantize/", best, "/2")) / plain);
+  }
+
+ private:
+  std::map<std::string, double> rates_;
+};
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  nibble::RegisterAll();
+  nibble::MedianReporter reporter;
+  benchmark::RunSpecifiedBenchmarks(&reporter);
+  reporter.PrintRatios(std::string(nibble::AllSimdKernels().front()->name));
+  return 0;
+}
