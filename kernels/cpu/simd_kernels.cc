@@ -514,6 +514,28 @@ struct Divisor {
   }
 };
 
+struct TwoLosses {
+  VF first, second;
+};
+
+// Two candidates at once: one alone waits for its sums most of the time.
+template <bool kClamp, Division kDivision>
+HWY_INLINE TwoLosses LossOfTwo(const Stage& a, VF first_scale, VF second_scale) {
+  const Divisor<kDivision> first(first_scale), second(second_scale);
+  VF even0 = hn::Zero(df), odd0 = hn::Zero(df), even1 = hn::Zero(df), odd1 = hn::Zero(df);
+  for (int i = 0; i < kBlockSize; i += 2) {
+    const VF d00 = first.template Difference<kClamp>(a[i]);
+    const VF d01 = first.template Difference<kClamp>(a[i + 1]);
+    const VF d10 = second.template Difference<kClamp>(a[i]);
+    const VF d11 = second.template Difference<kClamp>(a[i + 1]);
+    even0 = Fma(d00, d00, even0);
+    odd0 = Fma(d01, d01, odd0);
+    even1 = Fma(d10, d10, even1);
+    odd1 = Fma(d11, d11, odd1);
+  }
+  return {hn::Add(even0, odd0), hn::Add(even1, odd1)};
+}
+
 template <bool kClamp, Division kDivision = Division::kExact>
 HWY_INLINE VF Loss(const Stage& a, VF decode_scale) {
   const Divisor<kDivision> divisor(decode_scale);
@@ -554,20 +576,15 @@ HWY_INLINE MF ToFloatMask(hn::Mask<DI> mask) { return hn::RebindMask(df, mask); 
 
 HWY_INLINE MF AtMost(VI a, VI b) { return ToFloatMask(hn::Not(hn::Gt(a, b))); }
 
-// The first code with 6 * s >= amax, 127 where there is none.
+// The first code with 6 * s >= amax, 127 where there is none: the code nearest to amax's own value
+// or the next. Rounding moves that value by far less than half a code.
 HWY_INLINE VI FirstUnsaturated(VF amax, const SweepTable& table) {
-  // Start one code below the value itself; rounding is far smaller than a code.
   const VF unit = hn::Set(df, MulRn(kE2m1Max, table.decode_scale[1]));
   const VF value = hn::Mul(hn::Div(amax, unit), hn::Set(df, kE4m3SmallestSubnormal));
-  const VI near = hn::BitCast(di, EncodeE4m3(hn::Min(value, hn::Set(df, kE4m3Max))));
-  VI k = hn::Max(hn::Sub(near, hn::Set(di, 2)), hn::Set(di, 1));
-  for (;;) {
-    const VI in_table = hn::Min(k, hn::Set(di, kE4m3Codes));
-    const MF below = hn::And(hn::Lt(hn::Mul(hn::Set(df, kE2m1Max), ScaleOf(table, in_table)), amax),
-                             AtMost(k, hn::Set(di, kE4m3Codes)));
-    if (hn::AllFalse(df, below)) return k;
-    k = hn::Sub(k, hn::BitCast(di, hn::VecFromMask(df, below)));
-  }
+  const VI near =
+      hn::Max(hn::BitCast(di, EncodeE4m3(hn::Min(value, hn::Set(df, kE4m3Max)))), hn::Set(di, 1));
+  const MF below = hn::Lt(hn::Mul(hn::Set(df, kE2m1Max), ScaleOf(table, near)), amax);
+  return hn::Sub(near, hn::BitCast(di, hn::VecFromMask(df, below)));
 }
 
 HWY_INLINE VI WindowEnd(VI first) {
@@ -602,23 +619,34 @@ HWY_INLINE void SweepWindow(const Stage& a, VF amax, const SweepTable& table, Be
     best.Count(active);
     best.Take(wins, loss, k);
   };
-  for (VI k = first;; k = hn::Add(k, hn::Set(di, 1))) {
+  const VI one = hn::Set(di, 1), last_code = hn::Set(di, kE4m3Codes);
+  for (VI k = first;; k = hn::Add(k, hn::Set(di, 2))) {
     const MF active = hn::And(nonzero, AtMost(k, end));
     if (hn::AllFalse(df, active)) break;
-    const VF scale = ScaleOf(table, hn::Min(k, hn::Set(di, kE4m3Codes)));
-    const VF loss = Loss<false, kDivision>(a, scale);
-    consider(active, hn::And(active, hn::Lt(loss, best.loss)), loss, k);
+    const VI next = hn::Add(k, one);
+    const TwoLosses loss = LossOfTwo<false, kDivision>(a, ScaleOf(table, hn::Min(k, last_code)),
+                                                       ScaleOf(table, hn::Min(next, last_code)));
+    consider(active, hn::And(active, hn::Lt(loss.first, best.loss)), loss.first, k);
+    const MF next_active = hn::And(nonzero, AtMost(next, end));
+    consider(next_active, hn::And(next_active, hn::Lt(loss.second, best.loss)), loss.second, next);
   }
   const VF slack = hn::Set(df, kDivision == Division::kExact ? 1.0f : 1.0f + kSweepFilterTolerance);
   MF active = nonzero;
-  for (VI k = hn::Sub(first, hn::Set(di, 1));; k = hn::Sub(k, hn::Set(di, 1))) {
-    const VF scale = ScaleOf(table, hn::Max(k, hn::Set(di, 1)));
+  const auto still_active = [&](VI k, VF scale) HWY_ATTR {
     const VF beyond = NegFma(hn::Set(df, kE2m1Max), scale, amax);
     const MF possible = hn::Le(hn::Mul(beyond, beyond), hn::Mul(best.loss, slack));
-    active = hn::And(active, hn::And(possible, AtMost(hn::Set(di, 1), k)));
+    return hn::And(active, hn::And(possible, AtMost(one, k)));
+  };
+  for (VI k = hn::Sub(first, one);; k = hn::Sub(k, hn::Set(di, 2))) {
+    const VI next = hn::Sub(k, one);
+    const VF scale = ScaleOf(table, hn::Max(k, one));
+    const VF next_scale = ScaleOf(table, hn::Max(next, one));
+    active = still_active(k, scale);
     if (hn::AllFalse(df, active)) break;
-    const VF loss = Loss<true, kDivision>(a, scale);
-    consider(active, hn::And(active, hn::Le(loss, best.loss)), loss, k);
+    const TwoLosses loss = LossOfTwo<true, kDivision>(a, scale, next_scale);
+    consider(active, hn::And(active, hn::Le(loss.first, best.loss)), loss.first, k);
+    active = still_active(next, next_scale);
+    consider(active, hn::And(active, hn::Le(loss.second, best.loss)), loss.second, next);
   }
 }
 
