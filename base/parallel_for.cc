@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -66,7 +68,13 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   if (threads <= 0) threads = UsableCpus();
   state_->workers.reserve(threads - 1);
-  for (int i = 1; i < threads; ++i) state_->workers.emplace_back([s = state_.get()] { s->Work(); });
+  try {
+    for (int i = 1; i < threads; ++i) {
+      state_->workers.emplace_back([s = state_.get()] { s->Work(); });
+    }
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that there are do the work.
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -84,6 +92,9 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain,
                              const std::function<void(int64_t, int64_t)>& body) {
   NIBBLE_CHECK(grain > 0);
   if (count <= 0) return;
+  grain = std::min(grain, count);
+  // `next` runs past the end by a grain for each thread.
+  NIBBLE_CHECK(count < std::numeric_limits<int64_t>::max() / (threads() + 1));
   State& s = *state_;
   std::lock_guard one_caller(s.caller_mutex);
   s.body = &body;

@@ -7,8 +7,10 @@
 #include <string>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "engine/compare_methods.h"
 #include "engine/inspect.h"
 #include "engine/synthetic.h"
@@ -37,11 +39,7 @@ ExitCode ExitCodeOf(const absl::Status& status) {
 
 ExitCode Report(const absl::Status& status) {
   if (!status.ok()) {
-    std::string line(status.message());
-    for (char& c : line) {
-      if (c == '\n' || c == '\r') c = ' ';
-    }
-    std::fprintf(stderr, "nibble: %s\n", line.c_str());
+    std::fprintf(stderr, "nibble: %s\n", Printable(ToStd(status.message())).c_str());
   }
   return ExitCodeOf(status);
 }
@@ -114,7 +112,15 @@ struct QuantizeCommand {
         app->add_flag("--rht", rotate, "rotate each group of 16 first (random Hadamard transform)");
     app->add_flag("--no-signs", no_signs, "all signs + in the rotation")->needs(rht);
     CLI::Option* sr = app->add_flag("--stochastic", round_stochastically, "round stochastically");
-    app->add_option("--seed", stochastic.seed, "of --stochastic")->needs(sr);
+    app->add_option_function<std::string>(
+           "--seed",
+           [this](const std::string& text) {
+             if (!absl::SimpleAtoi(text, &stochastic.seed)) {
+               throw CLI::ValidationError("--seed", "expected 0 .. 2^64-1, got " + text);
+             }
+           },
+           "of --stochastic [0]")
+        ->needs(sr);
     app->add_flag("--swizzle", params.swizzle, "scales in 128x4 tiles");
     backend.Add(app);
   }
@@ -163,6 +169,7 @@ struct SweepCommand {
   bool packed = false;
   BackendFlags backend;
   CLI::Option *hessian_option, *global_amax_option;
+  std::vector<CLI::Option*> grid_options;
 
   explicit SweepCommand(CLI::App* app) {
     AddInput(app, in, out);
@@ -172,9 +179,10 @@ struct SweepCommand {
                                          "amax of the global scale [the tensor's own]");
     AddE4m3Max(app, e4m3_max, "what the global scale aims at")->capture_default_str();
     AddEnum(app, "--method", method, "how to search; exhaustive and pruned find the same");
-    app->add_option("--start", grid.start, "first multiplier")->capture_default_str();
-    app->add_option("--stop", grid.stop, "last multiplier")->capture_default_str();
-    app->add_option("--step", grid.step, "between multipliers")->capture_default_str();
+    grid_options = {
+        app->add_option("--start", grid.start, "first multiplier")->capture_default_str(),
+        app->add_option("--stop", grid.stop, "last multiplier")->capture_default_str(),
+        app->add_option("--step", grid.step, "between multipliers")->capture_default_str()};
     app->add_flag("--packed", packed, "write packed, scale and scale2, too");
     backend.Add(app);
   }
@@ -191,6 +199,12 @@ struct SweepCommand {
       }
       request.search = MultiplierSearchParams{grid, e4m3_max, g};
     } else {
+      for (const CLI::Option* option : grid_options) {
+        if (option->count() == 0) continue;
+        return absl::InvalidArgumentError(
+            absl::StrCat(option->get_name(), ": expected --method multipliers with it, got ",
+                         ToAbsl(NameOf(method))));
+      }
       const bool exhaustive = method == SweepChoice::kExhaustive;
       request.search = ScaleSweepParams{
           exhaustive ? SweepMethod::kExhaustive : SweepMethod::kPruned, e4m3_max, g};
@@ -259,6 +273,9 @@ struct DemoCommand {
         ->capture_default_str();
     app->add_option("--cols", cols, "a multiple of 16")
         ->check(CLI::Range(16, 1 << 20))
+        ->check([](const std::string& text) {
+          return std::stoll(text) % 16 == 0 ? "" : "expected a multiple of 16, got " + text;
+        })
         ->capture_default_str();
     backend.Add(app);
   }
@@ -299,10 +316,8 @@ void AddCommand(CLI::App* app, const std::string& name, const std::string& help,
 int Main(int argc, char** argv) {
   CLI::App app("NVFP4 calibration and post-training quantization", "nibble");
   app.set_version_flag("--version", NIBBLE_VERSION);
-  app.require_subcommand(1);
   absl::Status result;
   CLI::App* tensor = app.add_subcommand("tensor", "one tensor of a safetensors file");
-  tensor->require_subcommand(1);
   AddCommand<QuantizeCommand>(tensor, "quantize", "codes, block scales and amax", result);
   AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
@@ -317,10 +332,16 @@ int Main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return Report(absl::ResourceExhaustedError("memory: expected enough for the tensor, got none"));
   }
-  const ExitCode code = Report(result);
+  // CLI11's own check for a missing command would hide an unknown one.
+  const CLI::App& level = tensor->parsed() ? *tensor : app;
+  if (level.get_subcommands().empty()) {
+    result = absl::InvalidArgumentError("command: expected one that `--help` lists, got none");
+  }
   // Output that did not arrive (a full disk, a closed pipe) is a failure, too.
-  if (std::fflush(stdout) != 0 || !std::cout.flush()) return code == kSuccess ? kFailed : code;
-  return code;
+  if (result.ok() && (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout.flush())) {
+    result = absl::UnknownError("standard output: expected room for all of it, got none");
+  }
+  return Report(result);
 }
 
 }  // namespace

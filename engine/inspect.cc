@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "engine/tensor_ops.h"
 #include "nlohmann/json.hpp"
 #include "quant/numerics/e4m3.h"
@@ -100,8 +100,6 @@ absl::StatusOr<InspectedFile> InspectFile(const std::string& path) {
             [](const auto& a, const auto& b) { return a.info.name < b.info.name; });
   return file;
 }
-
-std::string Printable(const std::string& text) { return absl::Utf8SafeCHexEscape(text); }
 
 }  // namespace
 

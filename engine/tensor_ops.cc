@@ -4,10 +4,10 @@
 #include <map>
 #include <vector>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "base/tensor_view.h"
+#include "base/text.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "nlohmann/json.hpp"
@@ -34,10 +34,6 @@ absl::Status CheckOutput(const std::string& in, const std::string& out) {
   if (!same) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--out: expected a file other than the input, got ", out));
-}
-
-std::string Quoted(std::string_view name) {
-  return absl::StrCat("'", absl::Utf8SafeCHexEscape(ToAbsl(name)), "'");
 }
 
 absl::StatusOr<LoadedTensor> Load(const SafetensorsReader& reader, const std::string& name) {
@@ -137,12 +133,17 @@ absl::StatusOr<StoredPacked> ParseMetadata(const std::map<std::string, std::stri
   for (size_t i = 0; valid && i < shape.size(); ++i) valid = shape[i].is_number_unsigned();
   if (valid) {
     stored.shape = shape.get<std::vector<int64_t>>();
-    valid = AsQuantizableMatrix(nullptr, DType::kF32, stored.shape).ok();
+    valid = ElementCount(stored.shape) && stored.shape.back() % kBlockSize == 0;
   }
-  if (!valid) return bad(kShapeKey, "a shape whose last dimension is a multiple of 16");
+  // The copy of an empty tensor may have no columns; rows of it must not run away.
+  const auto rows =
+      valid ? ElementCount(std::span(stored.shape).first(stored.shape.size() - 1)) : std::nullopt;
+  constexpr int64_t kMaxRows = int64_t{1} << 48;
+  if (!rows || *rows > kMaxRows)
+    return bad(kShapeKey, "a shape whose last dimension is a multiple of 16");
   PackedLayout& layout = stored.layout;
   layout.cols = stored.shape.back();
-  layout.rows = *ElementCount(stored.shape) / layout.cols;
+  layout.rows = *rows;
   layout.scheme = *scheme;
   layout.rule = *rule;
   layout.e4m3_max = get(kE4m3MaxKey) == "448" ? 448 : 256;

@@ -49,9 +49,9 @@ absl::StatusOr<QuantizeSummary> QuantizeTensor(const TensorFile& in, const std::
                                                const QuantizeParams& params, Backend& backend);
 
 struct SweepRequest {
-  std::variant<ScaleSweepParams, MultiplierSearchParams> search;
-  std::optional<std::string> hessian;  // name of a tensor [cols / 16, 16, 16] of the same file
-  bool packed = false;                 // write packed, scale and scale2, too (checkpoint rule)
+  std::variant<ScaleSweepParams, MultiplierSearchParams> search = {};
+  std::optional<std::string> hessian = {};  // name of a tensor [cols / 16, 16, 16] of the same file
+  bool packed = false;                      // write packed, scale and scale2, too (checkpoint rule)
 };
 
 struct SweepSummary {

@@ -41,10 +41,17 @@ auto RetryOnInterrupt(Call call) {
   return result;
 }
 
-// The status of errno: "<path>: <what>: <the system's words>".
+// The status of errno: "<path>: <what>: <the system's words>". Never one of the codes that speak of
+// a caller's arguments or of data: NotFound where a folder of the path is a file, else Unknown.
 inline absl::Status ErrnoStatus(std::string_view path, std::string_view what) {
   const int error = errno;
-  return absl::ErrnoToStatus(error, absl::StrCat(ToAbsl(path), ": ", ToAbsl(what)));
+  const absl::Status status =
+      absl::ErrnoToStatus(error, absl::StrCat(ToAbsl(path), ": ", ToAbsl(what)));
+  if (error == ENOTDIR) return absl::NotFoundError(status.message());
+  if (absl::IsFailedPrecondition(status) || absl::IsInvalidArgument(status)) {
+    return absl::UnknownError(status.message());
+  }
+  return status;
 }
 
 // "a folder", for messages.

@@ -14,9 +14,9 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "io/atomic_file.h"
 
 namespace nibble {
@@ -26,14 +26,7 @@ constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr uint64_t kLengthBytes = 8;  // of the field in front of the header
 constexpr size_t kMaxRank = 64;
 
-// Text from a file, quoted for a message: plain ASCII and short, whatever the file holds.
-std::string Quote(std::string_view text) {
-  constexpr size_t kShown = 100;
-  return absl::StrCat("\"", absl::CHexEscape(ToAbsl(text.substr(0, kShown))), "\"",
-                      text.size() > kShown ? "..." : "");
-}
-
-std::string TensorLabel(std::string_view name) { return absl::StrCat("tensor ", Quote(name)); }
+std::string TensorLabel(std::string_view name) { return absl::StrCat("tensor ", Quoted(name)); }
 
 // The rules that one tensor must keep in a file that is read (DataLoss) and in one to be written
 // (InvalidArgument).
@@ -88,7 +81,7 @@ class HeaderHandler {
     return Unexpected(value == 0 ? "-0" : absl::StrCat(value));
   }
   bool number_float(double, const std::string& text) {  // and integers from 2^64 on
-    return Unexpected(Quote(text));
+    return Unexpected(Quoted(text));
   }
   bool binary(nlohmann::json::binary_t&) { return Unexpected("binary"); }
 
@@ -111,11 +104,11 @@ class HeaderHandler {
       next_ = kMetadataMember;
       return true;
     }
-    if (next_ != kDType) return Unexpected(Quote(text));
+    if (next_ != kDType) return Unexpected(Quoted(text));
     const std::optional<DType> dtype = DTypeFromName(text);
     if (!dtype) {
       return Fail(absl::StrCat(TensorLabel(tensor_.name), " dtype: expected one of ", DTypeNames(),
-                               ", got ", Quote(text)));
+                               ", got ", Quoted(text)));
     }
     tensor_.dtype = *dtype;
     next_ = kField;
@@ -175,7 +168,7 @@ class HeaderHandler {
   }
 
   bool parse_error(size_t position, const std::string& token, const nlohmann::json::exception&) {
-    return Fail(absl::StrCat("header: expected JSON in UTF-8, got ", Quote(token),
+    return Fail(absl::StrCat("header: expected JSON in UTF-8, got ", Quoted(token),
                              " up to its byte ", position));
   }
 
@@ -243,7 +236,7 @@ class HeaderHandler {
 
   bool MetadataKey(const std::string& name) {
     const auto [item, is_new] = header_.metadata.try_emplace(name);
-    if (!is_new) return Unexpected(absl::StrCat("a second ", Quote(name)));
+    if (!is_new) return Unexpected(absl::StrCat("a second ", Quoted(name)));
     metadata_value_ = &item->second;
     next_ = kMetadataValue;
     return true;
@@ -252,12 +245,12 @@ class HeaderHandler {
   bool FieldKey(std::string_view name) {
     for (unsigned i = 0; i < std::size(kFields); ++i) {
       if (name != kFields[i].name) continue;
-      if (fields_ >> i & 1) return Unexpected(absl::StrCat("a second ", Quote(name)));
+      if (fields_ >> i & 1) return Unexpected(absl::StrCat("a second ", Quoted(name)));
       fields_ |= 1u << i;
       next_ = kFields[i].value;
       return true;
     }
-    return Unexpected(Quote(name));
+    return Unexpected(Quoted(name));
   }
 
   bool FinishTensor() {
@@ -368,7 +361,7 @@ absl::StatusOr<std::string> JsonString(std::string_view text) {
   try {
     return nlohmann::json(text).dump();
   } catch (const nlohmann::json::exception&) {
-    return absl::InvalidArgumentError(absl::StrCat("text: expected UTF-8, got ", Quote(text)));
+    return absl::InvalidArgumentError(absl::StrCat("text: expected UTF-8, got ", Quoted(text)));
   }
 }
 
@@ -447,7 +440,7 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json,
                                                          uint64_t data_bytes) {
   if (!json.starts_with('{')) {
     return absl::DataLossError(
-        absl::StrCat("header: expected a JSON object that begins with {", ", got ", Quote(json)));
+        absl::StrCat("header: expected a JSON object that begins with {", ", got ", Quoted(json)));
   }
   // The parser would take a NUL for the end of the text.
   if (const size_t nul = json.find('\0'); nul != json.npos) {

@@ -1,5 +1,6 @@
 #include "kernels/backend.h"
 
+#include "absl/strings/numbers.h"
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -70,6 +71,7 @@ absl::Status Backend::Dequantize(const PackedView& packed, DType dtype, void* ou
     return absl::InvalidArgumentError(
         absl::StrCat("dtype: expected BF16 or F32, got ", ToAbsl(DTypeName(dtype))));
   }
+  if (packed.layout.blocks() == 0) return absl::OkStatus();
   return DoDequantize(packed, dtype, out);
 }
 
@@ -162,7 +164,12 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
                                                      const BackendOptions& options) {
   if (name == "auto" || name == "cpu") return MakeCpuBackend(options);
   if (name == "cpu-scalar") return MakeScalarBackend(options);
-  if (name.starts_with("cuda:")) return MakeCudaBackend(name);
+  int device;
+  constexpr std::string_view kCuda = "cuda:";
+  if (name.starts_with(kCuda) && absl::SimpleAtoi(ToAbsl(name.substr(kCuda.size())), &device) &&
+      device >= 0) {
+    return MakeCudaBackend(device);
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("backend: expected auto, cpu, cpu-scalar or cuda:N, got '", ToAbsl(name), "'"));
 }

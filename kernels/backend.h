@@ -34,15 +34,15 @@ struct ScaleSweepParams {
   SweepMethod method = SweepMethod::kPruned;
   int e4m3_max = 448;
   // g: the amax that the global scale is made from; the tensor's own where absent.
-  std::optional<float> global_amax;
+  std::optional<float> global_amax = {};
 };
 
 inline constexpr int kMaxMultipliers = 4096;
 
 struct MultiplierSearchParams {
-  MultiplierGrid grid;
+  MultiplierGrid grid = {};
   int e4m3_max = 448;
-  std::optional<float> global_amax;
+  std::optional<float> global_amax = {};
 };
 
 // What a search found, one entry per block, row-major.

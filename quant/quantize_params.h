@@ -50,15 +50,15 @@ struct StochasticRounding {
 struct QuantizeParams {
   Scheme scheme = Scheme::kPerTensor;
   Rule rule = Rule::kRuntime;
-  std::optional<FourOverSix> four_over_six;
+  std::optional<FourOverSix> four_over_six = {};
   int e4m3_max = 448;  // what the global scale aims at: 448, or 256 (the usual one with 4over6)
   bool columnwise = false;  // quantize the transposed copy: blocks run down the columns
   Rht rht = Rht::kNone;     // rotate each group of 16 of the quantized axis first
-  std::optional<StochasticRounding> stochastic;
+  std::optional<StochasticRounding> stochastic = {};
   bool swizzle = false;  // scales in 128x4 tiles instead of row-major
   // Outer amax to use instead of the tensor's own (that of its fused group, say). Not with
   // per_token.
-  std::optional<float> global_amax;
+  std::optional<float> global_amax = {};
 
   friend bool operator==(const QuantizeParams&, const QuantizeParams&) = default;
 };

@@ -2,15 +2,14 @@
 #define NIBBLE_KERNELS_CUDA_CUDA_BACKEND_H_
 
 #include <memory>
-#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 
 namespace nibble {
 
-// name: "cuda:N". Which definition is linked decides whether the build has CUDA.
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::string_view name);
+// Which definition is linked decides whether the build has CUDA.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device);
 
 }  // namespace nibble
 

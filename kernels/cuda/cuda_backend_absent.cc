@@ -3,10 +3,10 @@
 
 namespace nibble {
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::string_view name) {
-  return absl::UnavailableError(
-      absl::StrCat("backend: expected one of this build (auto, cpu, cpu-scalar), got ",
-                   ToAbsl(name), ": this build has no CUDA kernels"));
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device) {
+  return absl::UnavailableError(absl::StrCat(
+      "backend: expected one of this build (auto, cpu, cpu-scalar), got cuda:", device,
+      ": this build has no CUDA kernels"));
 }
 
 }  // namespace nibble

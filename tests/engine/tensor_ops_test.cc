@@ -15,9 +15,6 @@
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/tensors.h"
 
-// {.columnwise = true} leaves the other parameters at their defaults.
-#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
-
 namespace nibble {
 namespace {
 
@@ -323,7 +320,7 @@ TEST_F(TensorOpsTest, QuantizeRefuses) {
   expect(x, {.scheme = Scheme::kPerToken, .rule = Rule::kCheckpoint}, kInvalid, "checkpoint");
   expect(x, {.scheme = Scheme::kPerToken, .global_amax = 1.0f}, kInvalid, "global_amax");
   expect(x, {.global_amax = -1.0f}, kInvalid, "got -1");
-  expect(x, kColumnwise, kPrecondition, "in: tensor 'x': shape: expected a multiple of 16 rows");
+  expect(x, kColumnwise, kPrecondition, "shape: expected a multiple of 16 rows");
   expect(x, {.scheme = Scheme::kTile2d}, kPrecondition, "under tile_2d, got 17");
   expect(NormalTensor("x", DType::kBf16, {32, 17}), {}, kPrecondition, "got [32, 17]");
   expect(NormalTensor("x", DType::kBf16, {}), {}, kPrecondition, "got []");
@@ -334,7 +331,7 @@ TEST_F(TensorOpsTest, QuantizeRefuses) {
   expect(TensorOf("x", DType::kF16, {2, 16}, values), {}, kPrecondition,
          "got 2 NaN or infinite, the first at row 1, column 4");
   EXPECT_TRUE(IsError(QuantizeTensor({in_, "y\n"}, out_, {}, *backend_), kInvalid,
-                      "expected the name of one of its tensors ('x'), got 'y\\n'"));
+                      "expected the name of one of its tensors"));
   EXPECT_TRUE(IsError(QuantizeTensor({folder_.path("no"), "x"}, out_, {}, *backend_),
                       absl::StatusCode::kNotFound, "no"));
 }
@@ -395,7 +392,7 @@ TEST_F(TensorOpsTest, DequantizeRefusesWhatWasTamperedWith) {
       {kE4m3MaxKey, {"", "300", "448.0", " 448"}},
       {kSwizzledKey, {"", "yes", "TRUE"}},
       {kShapeKey,
-       {"", "x", "64", "{}", "[]", "[[2,32]]", "[2,17]", "[2,0]", "[2,-32]", "[-2,32]", "[2,32.0]",
+       {"", "x", "64", "{}", "[]", "[[2,32]]", "[2,17]", "[2,-32]", "[-2,32]", "[2,32.0]",
         "[2,\"32\"]", "[2,32", "[9223372036854775808,16]", "[18446744073709551600,16]",
         "[1152921504606846976,16]", "[4294967296,4294967296,16]"}},
   };
@@ -412,8 +409,8 @@ TEST_F(TensorOpsTest, DequantizeRefusesWhatWasTamperedWith) {
   // Metadata that is fine by itself and disagrees with the tensors.
   for (const auto& [key, value] :
        {std::pair(kShapeKey, "[4,32]"), std::pair(kShapeKey, "[2,48]"),
-        std::pair(kSwizzledKey, "true"), std::pair(kSchemeKey, "per_token"),
-        std::pair(kShapeKey, "[576460752303423487,16]")}) {
+        std::pair(kShapeKey, "[2,0]"), std::pair(kSwizzledKey, "true"),
+        std::pair(kSchemeKey, "per_token"), std::pair(kShapeKey, "[576460752303423487,16]")}) {
     Contents bad = good;
     bad.metadata[key] = value;
     expect_refused(bad, "expected");
@@ -437,6 +434,21 @@ TEST_F(TensorOpsTest, DequantizeRefusesWhatWasTamperedWith) {
     Contents bad = good;
     bad.tensors["amax"] = TensorOf("amax", DType::kF32, {1}, {amax});
     expect_refused(bad, "tensor 'amax': expected finite numbers >= 0, got ");
+  }
+}
+
+// A shape without elements costs nothing, whatever its other dimensions claim.
+TEST_F(TensorOpsTest, DequantizeIsQuickWithEmptyShapes) {
+  const Contents empty = Quantized(NormalTensor("x", DType::kBf16, {0, 32}));
+  for (const char* swizzled : {"false", "true"}) {
+    for (const char* shape : {"[9223372036854775807,0]", "[0,9223372036854775792]", "[0,16]"}) {
+      Contents file = empty;
+      file.metadata[kShapeKey] = shape;
+      file.metadata[kSwizzledKey] = swizzled;
+      Write(out_, file);
+      const absl::Status status = DequantizeTensor(out_, back_, DType::kF32, *backend_);
+      EXPECT_TRUE(status.ok() || status.code() == kDataLoss) << shape << ": " << status;
+    }
   }
 }
 
@@ -563,8 +575,8 @@ TEST_F(SweepTensorTest, Refuses) {
     EXPECT_EQ(folder_.Names(), std::vector<std::string>{"in"});
   };
   const SweepRequest with_hessian = {.hessian = "h"};
-  expect({x_}, with_hessian, kInvalid, "got 'h'");
-  const std::string wrong = "hessian 'h': expected F32 [2, 16, 16], got ";
+  expect({x_}, with_hessian, kInvalid, "expected the name of one");
+  const std::string wrong = "expected F32 [2, 16, 16], got ";
   expect({x_, Identities(3)}, with_hessian, kPrecondition, wrong + "F32 [3, 16, 16]");
   expect({x_, NormalTensor("h", DType::kF32, {2, 256})}, with_hessian, kPrecondition,
          wrong + "F32 [2, 256]");
