@@ -77,6 +77,19 @@ HWY_INLINE Rounded RoundE2m1(VF v) {
   return {hn::Sub(sum, magic), Bits(sum), exponent};
 }
 
+// The magnitude alone, ties to either side, in three operations: 2^22 * max(v, 1) has its last
+// place at the grid's step at v, so subtracting it from v rounds v to that step, and adding it back
+// is exact. (Just above 1, since below 2^22 the last place would be half a step.)
+HWY_INLINE VF RoundE2m1EitherWay(VF v) {
+#if HWY_NATIVE_FMA
+  const VF m = hn::Max(v, hn::Set(df, 1.0f + 0x1p-22f));
+  const VF shift = hn::Set(df, 0x1p22f);
+  return hn::MulAdd(m, shift, hn::NegMulAdd(m, shift, v));
+#else
+  return RoundE2m1(v).magnitude;
+#endif
+}
+
 // Index of v in [0, 6] rounded stochastically.
 HWY_INLINE VU StochasticIndex(VF v, VI uniform31) {
   const VU exponent = hn::Max(hn::And(Bits(v), hn::Set(du, 0x7F800000u)), hn::Set(du, 0x3F800000u));
@@ -510,7 +523,11 @@ struct Divisor {
   HWY_INLINE VF Difference(VF a) const {
     VF v = kDivision == Division::kExact ? hn::Div(a, divisor) : hn::Mul(a, divisor);
     if constexpr (kClamp) v = hn::Min(v, hn::Set(df, kE2m1Max));
-    return Fma(RoundE2m1(v).magnitude, negated_scale, a);
+    if constexpr (kDivision == Division::kExact) {
+      return Fma(RoundE2m1(v).magnitude, negated_scale, a);
+    } else {
+      return Fma(RoundE2m1EitherWay(v), negated_scale, a);  // within the tolerance, too
+    }
   }
 };
 
