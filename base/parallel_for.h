@@ -10,8 +10,8 @@ namespace nibble {
 
 class ThreadPool {
  public:
-  // `threads` includes the caller of ParallelFor; 0 means one for each CPU this process may use. There
-  // are fewer where the system gives no more.
+  // `threads` includes the caller of ParallelFor; 0 means one for each CPU this process may use.
+  // There are fewer where the system gives no more.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

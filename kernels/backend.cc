@@ -37,6 +37,17 @@ absl::Status CheckGlobalAmax(const std::optional<float>& global_amax) {
 
 }  // namespace
 
+absl::Status Backend::NonFiniteError(const MatrixView& x) {
+  int64_t count = 0, first = -1;
+  for (int64_t i = 0; i < x.size(); ++i) {
+    if (IsFinite(LoadElement(x.dtype, x.data, i))) continue;
+    if (count++ == 0) first = i;
+  }
+  return absl::FailedPreconditionError(absl::StrCat("values: expected finite numbers, got ", count,
+                                                    " NaN or infinite, the first at row ",
+                                                    first / x.cols, ", column ", first % x.cols));
+}
+
 absl::StatusOr<float> Backend::Amax(const MatrixView& x) {
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
   return DoAmax(x);

@@ -93,6 +93,10 @@ class Backend {
   // The error of `packed`, computed from its bytes, against x of the same shape.
   absl::StatusOr<ErrorStats> MeasureError(const MatrixView& x, const PackedView& packed);
 
+ protected:
+  // For a matrix that is known to hold some, in host memory: how many, and where the first is.
+  static absl::Status NonFiniteError(const MatrixView& x);
+
  private:
   virtual absl::StatusOr<float> DoAmax(const MatrixView& x) = 0;
   virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,

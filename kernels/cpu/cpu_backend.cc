@@ -52,18 +52,6 @@ class CpuBackend final : public Backend {
     return MagnitudeFromBits(x.dtype, largest);
   }
 
-  // The slow second look, once it is known that there is something to find.
-  static absl::Status NonFiniteError(const MatrixView& x) {
-    int64_t count = 0, first = -1;
-    for (int64_t i = 0; i < x.size(); ++i) {
-      if (IsFinite(LoadElement(x.dtype, x.data, i))) continue;
-      if (count++ == 0) first = i;
-    }
-    return absl::FailedPreconditionError(absl::StrCat("values: expected finite numbers, got ",
-                                                      count, " NaN or infinite, the first at row ",
-                                                      first / x.cols, ", column ", first % x.cols));
-  }
-
   // Largest magnitude of each row of a matrix that is known to be finite.
   void RowAmax(const MatrixView& x, float* amax) {
     const int64_t grain = std::max<int64_t>(1, kGrainBlocks * kBlockSize / x.cols);

@@ -41,11 +41,14 @@ struct SweepTable {
   bool prunable;
 };
 
+// The scales are then neither subnormal nor so large that a reciprocal would be.
+NIBBLE_HD bool SweepIsPrunable(float g) { return g >= 0x1p-80f && g <= 0x1p100f; }
+
 NIBBLE_HD SweepTable MakeSweepTable(float g, float bound) {
   SweepTable table;
   table.decode_scale[0] = 0.0f;
   for (int k = 1; k <= kE4m3Codes; ++k) table.decode_scale[k] = SweepDecodeScale(k, g, bound);
-  table.prunable = g >= 0x1p-80f;
+  table.prunable = SweepIsPrunable(g);
   return table;
 }
 

@@ -1,0 +1,55 @@
+#include <algorithm>
+
+#include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/block_load.cuh"
+
+namespace nibble {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Magnitudes compare as integers, NaN above infinity.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) AmaxKernel(const void* x, int64_t blocks, float* amax) {
+  unsigned largest = 0;
+  for (int64_t b = blockIdx.x * int64_t{kThreads} + threadIdx.x; b < blocks;
+       b += int64_t{gridDim.x} * kThreads) {
+    float a[kBlockSize];
+    LoadBlock<T>(x, b, a);
+#pragma unroll
+    for (int i = 0; i < kBlockSize; ++i) largest = max(largest, FloatBits(a[i]) & 0x7FFFFFFFu);
+  }
+  largest = __reduce_max_sync(0xFFFFFFFFu, largest);
+  if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<unsigned*>(amax), largest);
+}
+
+template <typename T>
+void Launch(const void* x, int64_t blocks, float* amax, cudaStream_t stream) {
+  constexpr int64_t kMostThreadBlocks = 4096;
+  const int64_t grid = std::min((blocks + kThreads - 1) / kThreads, kMostThreadBlocks);
+  AmaxKernel<T><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(x, blocks, amax);
+}
+
+}  // namespace
+
+cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax,
+                       cudaStream_t stream) {
+  if (cudaError_t error = cudaMemsetAsync(amax, 0, sizeof(*amax), stream)) return error;
+  if (blocks == 0) return cudaSuccess;
+  switch (dtype) {
+    case DType::kBf16:
+      Launch<Bf16>(x, blocks, amax, stream);
+      break;
+    case DType::kF16:
+      Launch<F16>(x, blocks, amax, stream);
+      break;
+    case DType::kF32:
+      Launch<F32>(x, blocks, amax, stream);
+      break;
+    default:
+      return cudaErrorInvalidValue;
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace nibble

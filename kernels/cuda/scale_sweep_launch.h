@@ -1,0 +1,42 @@
+// Host side of ScaleSweep: raw device pointers, a config, a stream. No allocation, no
+// synchronisation; may be captured in a graph.
+#ifndef NIBBLE_KERNELS_CUDA_SCALE_SWEEP_LAUNCH_H_
+#define NIBBLE_KERNELS_CUDA_SCALE_SWEEP_LAUNCH_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "kernels/cuda/scale_sweep_config.h"
+#include "quant/numerics/scale_sweep.h"
+
+namespace nibble {
+
+// The candidates of one tensor on the device; workspace of the launch.
+struct ScaleSweepTables {
+  SweepTable table;
+  float reciprocal[kE4m3Codes + 1];  // 1 / decode_scale
+  float block_amax[kE4m3Codes + 1];
+};
+
+struct ScaleSweepArgs {
+  const void* x;  // aligned to 16 bytes
+  int64_t blocks;
+  const float* global_amax;  // g
+  float bound;
+  bool exhaustive;
+  ScaleSweepTables* tables;  // workspace
+  uint8_t* code;             // one a block, as are the next two
+  float* best_amax;
+  float* loss;
+  int64_t* evaluations;  // added to; may be null
+};
+
+// `config` indexes kScaleSweepConfigs. cudaErrorInvalidValue for an unknown type or config.
+cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config,
+                             cudaStream_t stream);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CUDA_SCALE_SWEEP_LAUNCH_H_
