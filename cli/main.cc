@@ -326,11 +326,17 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
+      app.exit(error);  // prints the help or the version
+      return std::cout.flush() ? kSuccess : kFailed;
+    }
     return Report(absl::InvalidArgumentError(
         absl::StrCat(error.what(), "; `nibble --help` lists what there is")));
   } catch (const std::bad_alloc&) {
     return Report(absl::ResourceExhaustedError("memory: expected enough for the tensor, got none"));
+  } catch (const std::length_error&) {
+    return Report(
+        absl::ResourceExhaustedError("memory: expected a tensor that fits, got a larger"));
   }
   // CLI11's own check for a missing command would hide an unknown one.
   const CLI::App& level = tensor->parsed() ? *tensor : app;

@@ -64,7 +64,8 @@ const TensorInfo* FindScale(const SafetensorsReader& reader, const TensorInfo& c
     return scale != nullptr && scale->dtype == DType::kF8E4M3 ? scale : nullptr;
   };
   if (codes.dtype != DType::kU8) return nullptr;
-  if (codes.name == "packed" && Lookup(reader.metadata(), kFormatKey) == kPackedFormat) {
+  const std::string format = Lookup(reader.metadata(), kFormatKey);
+  if (codes.name == "packed" && (format == kPackedFormat || format == kSweepFormat)) {
     info.format = "nibble";
     info.scheme = Lookup(reader.metadata(), kSchemeKey);
     info.rule = Lookup(reader.metadata(), kRuleKey);

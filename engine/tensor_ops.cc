@@ -133,17 +133,12 @@ absl::StatusOr<StoredPacked> ParseMetadata(const std::map<std::string, std::stri
   for (size_t i = 0; valid && i < shape.size(); ++i) valid = shape[i].is_number_unsigned();
   if (valid) {
     stored.shape = shape.get<std::vector<int64_t>>();
-    valid = ElementCount(stored.shape) && stored.shape.back() % kBlockSize == 0;
+    valid = AsQuantizableMatrix(nullptr, DType::kF32, stored.shape).ok();
   }
-  // The copy of an empty tensor may have no columns; rows of it must not run away.
-  const auto rows =
-      valid ? ElementCount(std::span(stored.shape).first(stored.shape.size() - 1)) : std::nullopt;
-  constexpr int64_t kMaxRows = int64_t{1} << 48;
-  if (!rows || *rows > kMaxRows)
-    return bad(kShapeKey, "a shape whose last dimension is a multiple of 16");
+  if (!valid) return bad(kShapeKey, "a shape whose last dimension is a positive multiple of 16");
   PackedLayout& layout = stored.layout;
   layout.cols = stored.shape.back();
-  layout.rows = *rows;
+  layout.rows = *ElementCount(stored.shape) / layout.cols;
   layout.scheme = *scheme;
   layout.rule = *rule;
   layout.e4m3_max = get(kE4m3MaxKey) == "448" ? 448 : 256;
@@ -253,7 +248,8 @@ absl::StatusOr<SweepSummary> SweepTensor(const TensorFile& in, const std::string
     tensors.push_back({"scale2", DType::kF32, {1}, BytesOf(scale2)});
   }
   const std::map<std::string, std::string> metadata = {
-      {kFormatKey, "nibble.sweep.1"},
+      {kFormatKey, kSweepFormat},
+      {kSchemeKey, std::string(NameOf(Scheme::kPerTensor))},
       {kRuleKey, std::string(NameOf(Rule::kCheckpoint))},
       {kE4m3MaxKey, absl::StrCat(e4m3_max)},
       {"nibble.global_amax", absl::StrCat(result->global_amax)},

@@ -22,6 +22,7 @@ namespace nibble {
 // The file that QuantizeTensor writes and DequantizeTensor and inspect read: tensors "packed" (U8),
 // "scale" (F8_E4M3), "amax" (F32), and how to read them in the metadata, under these keys.
 inline constexpr char kPackedFormat[] = "nibble.packed.1";
+inline constexpr char kSweepFormat[] = "nibble.sweep.1";  // what SweepTensor writes
 inline constexpr char kFormatKey[] = "nibble.format";
 inline constexpr char kSchemeKey[] = "nibble.scheme";
 inline constexpr char kRuleKey[] = "nibble.rule";

@@ -35,6 +35,21 @@ absl::Status CheckGlobalAmax(const std::optional<float>& global_amax) {
   return Validate(params);
 }
 
+absl::Status CheckQuantize(const QuantizeParams& params, const MatrixView& x) {
+  NIBBLE_RETURN_IF_ERROR(Validate(params));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  if (params.scheme == Scheme::kTile2d && x.rows % kBlockSize != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("shape: expected a multiple of 16 rows under tile_2d, got ", x.rows));
+  }
+  // A copy of no rows would have no columns, and as many rows as a file of no bytes likes to claim.
+  if (params.columnwise && (x.rows == 0 || x.rows % kBlockSize != 0)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "shape: expected a positive multiple of 16 rows for a column-wise copy, got ", x.rows));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Backend::NonFiniteError(const MatrixView& x) {
@@ -54,21 +69,15 @@ absl::StatusOr<float> Backend::Amax(const MatrixView& x) {
 }
 
 absl::StatusOr<PackedTensor> Backend::Quantize(const QuantizeParams& params, const MatrixView& x) {
-  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  NIBBLE_RETURN_IF_ERROR(CheckQuantize(params, x));
   PackedTensor out(LayoutOf(params, x.rows, x.cols));
-  NIBBLE_RETURN_IF_ERROR(Quantize(params, x, out.mutable_view()));
+  NIBBLE_RETURN_IF_ERROR(DoQuantize(params, x, out.mutable_view()));
   return out;
 }
 
 absl::Status Backend::Quantize(const QuantizeParams& params, const MatrixView& x,
                                const MutablePackedView& out) {
-  NIBBLE_RETURN_IF_ERROR(Validate(params));
-  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
-  if ((params.columnwise || params.scheme == Scheme::kTile2d) && x.rows % kBlockSize != 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "shape: expected a multiple of 16 rows ",
-        params.columnwise ? "for a column-wise copy" : "under tile_2d", ", got ", x.rows));
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckQuantize(params, x));
   if (!(out.layout == LayoutOf(params, x.rows, x.cols))) {
     return absl::InvalidArgumentError(
         "out: expected the layout that LayoutOf gives for these "

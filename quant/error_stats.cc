@@ -55,8 +55,7 @@ double ExactSum::Value() const {
 }
 
 void ErrorStats::AddBlock(const float x[kBlockSize], const float y[kBlockSize],
-                          float block_decode_scale) {
-  const double largest = double{kE2m1Max} * block_decode_scale;
+                          float largest) {
   double squared_error = 0, squared_x = 0, squared_y = 0, product = 0;
   for (int i = 0; i < kBlockSize; ++i) {
     const double xi = x[i], yi = y[i], error = xi - yi;

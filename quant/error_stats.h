@@ -34,8 +34,8 @@ class ExactSum {
 // chunks are whole blocks; merging them gives the same bits for any chunking and any order.
 class ErrorStats {
  public:
-  // One block; block_decode_scale maps 1.0 to the value it stands for.
-  void AddBlock(const float x[kBlockSize], const float y[kBlockSize], float block_decode_scale);
+  // One block; `largest` is the largest value that its scale can express.
+  void AddBlock(const float x[kBlockSize], const float y[kBlockSize], float largest);
   void Merge(const ErrorStats& other);
 
   int64_t count() const { return count_; }

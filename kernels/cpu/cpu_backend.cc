@@ -166,7 +166,7 @@ class CpuBackend final : public Backend {
     pool_.ParallelFor(layout.rows, grain, body);
   }
 
-  // One block's values; returns its decode scale.
+  // One block's values; returns the largest that its scale can express.
   static float DequantizeBlock(const PackedView& packed, int64_t row, int64_t block,
                                float global_decode_scale, float out[kBlockSize]) {
     const uint8_t scale = packed.scale[packed.layout.scale_offset(row, block)];
@@ -175,7 +175,7 @@ class CpuBackend final : public Backend {
       out[2 * j] = nibble::Dequantize(bytes[j] & 0xF, scale, global_decode_scale);
       out[2 * j + 1] = nibble::Dequantize(bytes[j] >> 4, scale, global_decode_scale);
     }
-    return CheckpointBlockDecodeScale(scale, global_decode_scale);
+    return nibble::Dequantize(/*code=*/7, scale, global_decode_scale);
   }
 
   static float RowDecodeScale(const PackedView& packed, int64_t row) {
@@ -195,7 +195,10 @@ class CpuBackend final : public Backend {
             std::memcpy(static_cast<float*>(out) + index, y, sizeof(y));
           } else {
             uint16_t* values = static_cast<uint16_t*>(out) + index;
-            for (int i = 0; i < kBlockSize; ++i) values[i] = Bf16FromFloat(y[i]);
+            // Finite stays finite: the few values that would round up to infinity do not.
+            for (int i = 0; i < kBlockSize; ++i) {
+              values[i] = Bf16FromFloat(Max(Min(y[i], kBf16Max), -kBf16Max));
+            }
           }
         }
       }
@@ -215,7 +218,8 @@ class CpuBackend final : public Backend {
         for (int64_t b = 0; b < packed.layout.blocks_per_row(); ++b) {
           float values[kBlockSize], y[kBlockSize];
           LoadBlock(x, r * x.cols + b * kBlockSize, values);
-          part.AddBlock(values, y, DequantizeBlock(packed, r, b, decode_scale, y));
+          const float largest = DequantizeBlock(packed, r, b, decode_scale, y);
+          part.AddBlock(values, y, largest);
         }
       }
       std::lock_guard lock(mutex);

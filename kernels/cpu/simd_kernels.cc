@@ -323,7 +323,8 @@ HWY_INLINE void EncodeGroupAs(const Stage& x, VU scale, const Outer& outer,
   }
   const VF factor = kRule == Rule::kRuntime
                         ? BlockEncodeScale(scale, outer)
-                        : hn::Mul(DecodeE4m3(scale), outer.checkpoint_decode_scale);
+                        : hn::Max(hn::Mul(DecodeE4m3(scale), outer.checkpoint_decode_scale),
+                                  hn::Set(df, 0x1p-149f));
   VU words[2];
   for (int half = 0; half < 2; ++half) {
     VU word = hn::Zero(du);
@@ -672,7 +673,8 @@ HWY_INLINE void SweepWindow(const Stage& a, VF amax, const SweepTable& table, Be
 HWY_INLINE void SweepPrunedGroup(const Stage& a, VF amax, const SweepTable& table, Best& best) {
   VF runner_up;
   SweepWindow<Division::kReciprocal>(a, amax, table, best, runner_up);
-  const MF clear = hn::Gt(runner_up, hn::Mul(best.loss, hn::Set(df, 1.0f + kSweepFilterTolerance)));
+  const MF ahead = hn::Gt(runner_up, hn::Mul(best.loss, hn::Set(df, 1.0f + kSweepFilterTolerance)));
+  const MF clear = hn::And(ahead, hn::Ge(best.loss, hn::Set(df, kSweepFilterFloor)));
   const MF found = ToFloatMask(hn::Gt(best.code, hn::Zero(di)));
   const MF zero = hn::Eq(amax, hn::Zero(df));
   if (HWY_LIKELY(hn::AllTrue(df, hn::Or(zero, hn::And(clear, found))))) {

@@ -74,8 +74,8 @@ __device__ __forceinline__ float DefinitionLoss(const float (&a)[kBlockSize], fl
   return AddRn(sum[0], sum[1]);
 }
 
-// Out of line: the rare blocks whose squares overflow or whose walk is long, and tables that must
-// not be pruned.
+// Out of line: the rare blocks whose squares over- or underflow or whose walk is long, and tables
+// that must not be pruned.
 __device__ __noinline__ SweepWinner SweepByDefinition(const float* a, float amax,
                                                       const SweepTable& table, bool exhaustive) {
   return exhaustive ? SweepExhaustive(a, table) : SweepPruned(a, amax, table);
@@ -151,7 +151,7 @@ __device__ __forceinline__ SweepWinner SearchBlock(const float (&a)[kBlockSize],
   }
   if (!nonzero) {
     winner = {1, 0.0f, 0};
-  } else if (winner.code == 0 || too_long) {
+  } else if (winner.code == 0 || too_long || winner.loss < kSweepFilterFloor) {
     winner = SweepByDefinition(a, amax, t.table, false);
   }
   return winner;

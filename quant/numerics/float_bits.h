@@ -18,6 +18,7 @@
 namespace nibble {
 
 inline constexpr float kFloatMax = 3.40282346638528859811704183484516925440e+38f;
+inline constexpr float kBf16Max = 0x1.FEp127f;
 
 NIBBLE_HD uint32_t FloatBits(float x) {
   uint32_t bits;

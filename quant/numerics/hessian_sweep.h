@@ -32,8 +32,9 @@ enum class HessianDefect : uint8_t { kNone, kNotFinite, kNotSymmetric, kNotPosit
 // Factors H (row-major, symmetric, positive semidefinite up to the rounding of float32 sums).
 inline HessianDefect FactorHessian(const float h[kBlockSize * kBlockSize], HessianFactor* factor) {
   constexpr int n = kBlockSize;
-  // A pivot below this share of its diagonal element is rounding noise of float32 sums.
-  constexpr double kNoise = 1e-6;
+  // A pivot below this share of its diagonal element is rounding noise of float32 entries: the term is
+  // dropped.
+  constexpr double kNoise = 0x1p-23;
   double a[n][n], lower[n][n] = {};
   for (int i = 0; i < n; ++i) {
     for (int j = 0; j < n; ++j) {

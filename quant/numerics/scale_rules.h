@@ -59,9 +59,9 @@ NIBBLE_HD uint8_t CheckpointBlockScale(float block_amax, float global_decode_sca
   return E4m3Encode(Max(Min(ratio, kE4m3Max), kE4m3SmallestSubnormal));
 }
 
-// What elements are divided by before they are rounded.
+// What elements are divided by before they are rounded; never 0, so that a zero stays one.
 NIBBLE_HD float CheckpointBlockDecodeScale(uint8_t scale_code, float global_decode_scale) {
-  return MulRn(E4m3Decode(scale_code), global_decode_scale);
+  return Max(MulRn(E4m3Decode(scale_code), global_decode_scale), 0x1p-149f);
 }
 
 // --- Both ---------------------------------------------------------------------------------------

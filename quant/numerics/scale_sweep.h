@@ -139,8 +139,10 @@ NIBBLE_HD SweepWinner SweepPruned(const float a[kBlockSize], float amax, const S
 // The product and the quotient lie within 2^-22 of each other, relatively, so a different q means
 // that |w| / s is that near to the middle T of two neighbours q1 < q2: |d| then differs by at most
 // 4 T / (q2 - q1) * 2^-22 <= 14 * 2^-22, its square by twice that, 7e-6. A search may use
-// reciprocals as long as it decides by divisions what is nearer than this.
+// reciprocals as long as it decides by divisions what is nearer than this, and wherever the best loss is below
+// kSweepFilterFloor: squares near the subnormal range are rounded absolutely, not relatively.
 inline constexpr float kSweepFilterTolerance = 0x1p-16f;
+inline constexpr float kSweepFilterFloor = 0x1p-90f;
 
 // --- ModelOpt's multiplier grid -----------------------------------------------------------------
 

@@ -301,12 +301,17 @@ TEST_F(TensorOpsTest, GlobalAmaxReplacesTheTensorsOwn) {
   EXPECT_EQ(out.tensors["amax"].as<float>(), std::vector<float>{50});
 }
 
-TEST_F(TensorOpsTest, AnEmptyColumnwiseCopyIsReadBack) {
-  const Tensor x = NormalTensor("x", DType::kBf16, {0, 32});
-  const auto summary = Quantize(x, kColumnwise);
-  if (!summary.ok()) return;  // refusing is fine, too; writing what cannot be read is not
-  const absl::Status status = DequantizeTensor(out_, back_, DType::kF32, *backend_);
-  EXPECT_TRUE(status.ok()) << status;
+// A file of no bytes may claim any number of columns: they must not become rows.
+TEST_F(TensorOpsTest, RefusesColumnwiseCopiesOfNothing) {
+  for (int64_t cols : {int64_t{32}, int64_t{1} << 40, int64_t{1} << 62}) {
+    const Tensor x = NormalTensor("x", DType::kBf16, {0, cols});
+    for (const bool swizzle : {false, true}) {
+      QuantizeParams params = kColumnwise;
+      params.scheme = Scheme::kPerToken;
+      params.swizzle = swizzle;
+      EXPECT_TRUE(IsError(Quantize(x, params), kPrecondition, "positive multiple of 16 rows"));
+    }
+  }
 }
 
 TEST_F(TensorOpsTest, QuantizeRefuses) {
@@ -320,7 +325,7 @@ TEST_F(TensorOpsTest, QuantizeRefuses) {
   expect(x, {.scheme = Scheme::kPerToken, .rule = Rule::kCheckpoint}, kInvalid, "checkpoint");
   expect(x, {.scheme = Scheme::kPerToken, .global_amax = 1.0f}, kInvalid, "global_amax");
   expect(x, {.global_amax = -1.0f}, kInvalid, "got -1");
-  expect(x, kColumnwise, kPrecondition, "shape: expected a multiple of 16 rows");
+  expect(x, kColumnwise, kPrecondition, "shape: expected a positive multiple of 16 rows");
   expect(x, {.scheme = Scheme::kTile2d}, kPrecondition, "under tile_2d, got 17");
   expect(NormalTensor("x", DType::kBf16, {32, 17}), {}, kPrecondition, "got [32, 17]");
   expect(NormalTensor("x", DType::kBf16, {}), {}, kPrecondition, "got []");

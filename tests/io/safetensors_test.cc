@@ -60,6 +60,9 @@ std::string Bytes(const std::string& name, int begin, int end) {
          R"(],"data_offsets":[)" + std::to_string(begin) + "," + std::to_string(end) + "]}";
 }
 
+// A JSON object of these members.
+std::string Object(const std::string& members) { return absl::StrCat("{", members, "}"); }
+
 std::vector<std::byte> Pattern(size_t size, int seed) {
   std::vector<std::byte> bytes(size);
   for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>(i * 31 + seed);
@@ -195,8 +198,9 @@ TEST_F(SafetensorsTest, WritesAndReadsAFileWithoutTensors) {
 }
 
 TEST_F(SafetensorsTest, OrdersTensorsByPlaceWithEmptyOnesFirst) {
-  const std::string json = "{" + Bytes("z", 0, 4) + "," + Bytes("b", 4, 4) + "," +
-                           Bytes("c", 4, 8) + "," + Bytes("a", 4, 4) + "," + Bytes("y", 8, 8) + "}";
+  const std::string json =
+      Object(Bytes("z", 0, 4) + "," + Bytes("b", 4, 4) + "," + Bytes("c", 4, 8) + "," +
+             Bytes("a", 4, 4) + "," + Bytes("y", 8, 8));
   const auto header = ParseSafetensorsHeader(json, 8);
   ASSERT_TRUE(header.ok()) << header.status();
   std::string order;
@@ -205,7 +209,7 @@ TEST_F(SafetensorsTest, OrdersTensorsByPlaceWithEmptyOnesFirst) {
 }
 
 TEST_F(SafetensorsTest, ReadsRanges) {
-  Put(Image("{" + Bytes("a", 0, 3) + "," + Bytes("b", 3, 10) + "}", 10));
+  Put(Image(Object(Bytes("a", 0, 3) + "," + Bytes("b", 3, 10)), 10));
   const auto reader = SafetensorsReader::Open(path_);
   ASSERT_TRUE(reader.ok()) << reader.status();
   const TensorInfo& b = *reader->Find("b");
@@ -247,7 +251,7 @@ TEST_F(SafetensorsTest, ReadsFromSeveralThreads) {
 }
 
 TEST_F(SafetensorsTest, Moves) {
-  Put(Image("{" + Bytes("a", 0, 3) + "}", 3));
+  Put(Image(Object(Bytes("a", 0, 3)), 3));
   auto reader = SafetensorsReader::Open(path_);
   ASSERT_TRUE(reader.ok());
   const TensorInfo* info = reader->Find("a");
@@ -288,7 +292,7 @@ TEST_F(SafetensorsTest, RefusesShortFiles) {
 }
 
 TEST_F(SafetensorsTest, RefusesLyingHeaderLengths) {
-  const std::string json = "{" + Bytes("a", 0, 8) + "}";
+  const std::string json = Object(Bytes("a", 0, 8));
   const std::string rest = json + "12345678";
   for (const uint64_t length : {uint64_t{0}, uint64_t{7}, uint64_t{json.size() - 1}}) {
     Put(Length(length) + rest);
@@ -354,7 +358,7 @@ TEST_F(SafetensorsTest, RefusesAFileWithoutPermission) {
 }
 
 TEST_F(SafetensorsTest, SeesAFileThatShrinks) {
-  Put(Image("{" + Bytes("a", 0, 10) + "}", 10));
+  Put(Image(Object(Bytes("a", 0, 10)), 10));
   const auto reader = SafetensorsReader::Open(path_);
   ASSERT_TRUE(reader.ok());
   fs::resize_file(path_, fs::file_size(path_) - 4);
@@ -415,9 +419,9 @@ TEST(SafetensorsHeaderTest, RefusesWhatIsNotOneObject) {
 
 TEST(SafetensorsHeaderTest, RefusesNonUtf8) {
   for (const char* name : {"\xff", "\xc3", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80"}) {
-    EXPECT_BAD_HEADER("{" + Bytes(name, 0, 1) + "}", 1, "header: expected JSON in UTF-8");
+    EXPECT_BAD_HEADER(Object(Bytes(name, 0, 1)), 1, "header: expected JSON in UTF-8");
   }
-  EXPECT_BAD_HEADER("{" + Bytes("\\ud800", 0, 1) + "}", 1, "header: expected JSON in UTF-8");
+  EXPECT_BAD_HEADER(Object(Bytes("\\ud800", 0, 1)), 1, "header: expected JSON in UTF-8");
   EXPECT_BAD_HEADER("{\xff}", 0, "header: expected JSON in UTF-8");
 }
 
@@ -556,7 +560,7 @@ TEST(SafetensorsHeaderTest, RefusesSizesThatDisagreeWithTheShape) {
 
 TEST(SafetensorsHeaderTest, RefusesOverlapsAndHoles) {
   const auto expect_bad = [](const std::string& members, uint64_t bytes, const std::string& piece) {
-    EXPECT_BAD_HEADER("{" + members + "}", bytes, piece);
+    EXPECT_BAD_HEADER(Object(members), bytes, piece);
   };
   expect_bad(Bytes("a", 0, 4) + "," + Bytes("b", 3, 8), 8,
              "tensor \"b\" data_offsets: expected to begin at byte 4, where the tensors before it "
@@ -573,11 +577,11 @@ TEST(SafetensorsHeaderTest, RefusesOverlapsAndHoles) {
 }
 
 TEST(SafetensorsHeaderTest, RefusesRepeatedAndEmptyNames) {
-  EXPECT_BAD_HEADER("{" + Bytes("a", 0, 1) + "," + Bytes("b", 1, 2) + "," + Bytes("a", 2, 3) + "}",
-                    3, "tensor \"a\": expected names that differ, got a second one");
-  EXPECT_BAD_HEADER("{" + Bytes("a", 0, 1) + "," + Bytes("\\u0061", 1, 2) + "}", 2,
+  EXPECT_BAD_HEADER(Object(Bytes("a", 0, 1) + "," + Bytes("b", 1, 2) + "," + Bytes("a", 2, 3)), 3,
+                    "tensor \"a\": expected names that differ, got a second one");
+  EXPECT_BAD_HEADER(Object(Bytes("a", 0, 1) + "," + Bytes("\\u0061", 1, 2)), 2,
                     "tensor \"a\": expected names that differ");
-  EXPECT_BAD_HEADER("{" + Bytes("", 0, 1) + "}", 1, "tensor \"\": expected a name");
+  EXPECT_BAD_HEADER(Object(Bytes("", 0, 1)), 1, "tensor \"\": expected a name");
 }
 
 TEST(SafetensorsHeaderTest, RefusesBadMetadata) {

@@ -110,11 +110,10 @@ TEST_F(AccuracyTest, UniformNeedsTheSmallerBound) {
 // Stochastic rounding of a constant: the mean comes back.
 TEST_F(AccuracyTest, StochasticRoundingIsUnbiased) {
   std::vector<float> constant(1 << 20, 0.3f);
-  constant[0] = 6.0f;  // fixes the first block's scale; the others have their own
   const MatrixView x = {constant.data(), DType::kF32, 1, 1 << 20};
   QuantizeParams params;
   params.global_amax = 2688.0f;  // every scale is then what its block alone asks for
-  for (float& v : constant) v = 0.3f;
+  // The first element of each block fixes its scale at 1.
   for (size_t i = 0; i < constant.size(); i += kBlockSize) constant[i] = 6.0f;
   params.stochastic = StochasticRounding{.seed = 9};
   std::vector<float> y(constant.size());

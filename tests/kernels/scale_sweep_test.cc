@@ -172,6 +172,30 @@ TEST(ScaleSweepHessianTest, PrunedIsExhaustive) {
   EXPECT_GE(total, 10'000'000);
 }
 
+// Squares among the subnormal numbers, where a tie may hide in one rounding: each block alone, so
+// that no neighbour makes the vectorized search look twice.
+TEST(ScaleSweepTest, PrunedIsExhaustiveAmongSubnormalSquares) {
+  const auto scalar = MakeScalarBackend({});
+  const auto simd = MakeCpuBackend({});
+  const auto expect_same = [&](const MatrixView& x, int e4m3_max, float g) {
+    const auto expected = scalar->ScaleSweep({SweepMethod::kExhaustive, e4m3_max, g}, x);
+    ExpectSameWinners("scalar", expected,
+                      scalar->ScaleSweep({SweepMethod::kPruned, e4m3_max, g}, x));
+    ExpectSameWinners("simd", expected, simd->ScaleSweep({SweepMethod::kPruned, e4m3_max, g}, x));
+  };
+  std::vector<float> known(kBlockSize, 0.0f);
+  known[0] = 0x1.1ffp-65f;
+  known[1] = 0x1.4fed54p-67f;
+  expect_same({known.data(), DType::kF32, 1, kBlockSize}, 256, 7.80456178e-19f);
+  const std::vector<float> values = SyntheticValues(Distribution::kNormal, 3000 * kBlockSize, 4);
+  for (int64_t b = 0; b < 3000; ++b) {
+    std::vector<float> block(kBlockSize, 0.0f);
+    for (int i = 0; i <= b % 4; ++i) block[i] = values[b * kBlockSize + i] * 0x1p-64f;
+    expect_same({block.data(), DType::kF32, 1, kBlockSize}, b % 2 ? 448 : 256,
+                Abs(values[b * kBlockSize + 8]) * 0x1p-58f);
+  }
+}
+
 // With H = identity the weighted loss is the plain one, up to the order of the sum.
 TEST(ScaleSweepHessianTest, IdentityIsThePlainSweep) {
   const auto backend = MakeScalarBackend({});

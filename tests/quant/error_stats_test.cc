@@ -55,7 +55,7 @@ struct Blocks {
   ErrorStats Stats(int begin, int end) const {
     ErrorStats stats;
     for (int b = begin; b < end; ++b) {
-      stats.AddBlock(&x[b * kBlockSize], &y[b * kBlockSize], 1.0f);
+      stats.AddBlock(&x[b * kBlockSize], &y[b * kBlockSize], 6.0f);
     }
     return stats;
   }
@@ -85,7 +85,7 @@ TEST(ErrorStatsTest, MergesToTheSameBitsForAnyChunking) {
 TEST(ErrorStatsTest, ValuesByHand) {
   float x[kBlockSize] = {10, 3, 0.1f}, y[kBlockSize] = {6, 4};
   ErrorStats stats;
-  stats.AddBlock(x, y, 1.0f);
+  stats.AddBlock(x, y, 6.0f);
   const double small = 0.1f;
   const double error = 16 + 1 + small * small, energy = 100 + 9 + small * small;
   EXPECT_EQ(stats.count(), 16);
