@@ -161,9 +161,12 @@ template <typename T, int kWarps, int kBlocksPerThread>
 __global__ void __launch_bounds__(kWarps * 32)
     ScaleSweepKernel(ScaleSweepArgs args, const ScaleSweepTables* tables) {
   __shared__ ScaleSweepTables t;
-  for (int i = threadIdx.x; i < static_cast<int>(sizeof(t) / 4); i += kWarps * 32) {
-    reinterpret_cast<uint32_t*>(&t)[i] = reinterpret_cast<const uint32_t*>(tables)[i];
+  for (int k = threadIdx.x; k <= kE4m3Codes; k += kWarps * 32) {
+    t.table.decode_scale[k] = tables->table.decode_scale[k];
+    t.reciprocal[k] = tables->reciprocal[k];
+    t.block_amax[k] = tables->block_amax[k];
   }
+  if (threadIdx.x == 0) t.table.prunable = tables->table.prunable;
   __syncthreads();
   const float unit = DivRn(kE4m3SmallestSubnormal, MulRn(kE2m1Max, t.table.decode_scale[1]));
   const bool by_definition = args.exhaustive || !t.table.prunable;
