@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-// The element types of safetensors files, in the order of kDTypes below.
+// The element types of safetensors files, in the order of the table in dtype.cc.
 enum class DType : uint8_t {
   kBool,
   kU8,
