@@ -100,9 +100,7 @@ absl::StatusOr<SweepResult> Backend::Sweep(const ScaleSweepParams& params, const
   NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));
   NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(params.global_amax));
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
-  NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
   SweepResult result;
-  result.global_amax = params.global_amax.value_or(amax);
   NIBBLE_RETURN_IF_ERROR(DoScaleSweep(params, x, hessians, result));
   return result;
 }
@@ -137,9 +135,7 @@ absl::StatusOr<SweepResult> Backend::MultiplierSearch(const MultiplierSearchPara
         " of them, got start ", grid.start, ", stop ", grid.stop, ", step ", grid.step));
   }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
-  NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
   SweepResult result;
-  result.global_amax = params.global_amax.value_or(amax);
   NIBBLE_RETURN_IF_ERROR(DoMultiplierSearch(params, x, result));
   return result;
 }
@@ -164,7 +160,6 @@ absl::StatusOr<PackedTensor> Backend::QuantizeWithScales(const MatrixView& x, fl
           absl::StrCat("scales: expected E4M3 codes 1..126, got ", int{scale}));
     }
   }
-  NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());  // refuses NaN and infinity
   out.amax[0] = global_amax;
   NIBBLE_RETURN_IF_ERROR(DoQuantizeWithScales(x, scales, out.mutable_view()));
   return out;

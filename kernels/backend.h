@@ -98,6 +98,7 @@ class Backend {
   static absl::Status NonFiniteError(const MatrixView& x);
 
  private:
+  // Each refuses NaN and infinity with NonFiniteError, so that a device reads its input once.
   virtual absl::StatusOr<float> DoAmax(const MatrixView& x) = 0;
   virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                                   const MutablePackedView& out) = 0;

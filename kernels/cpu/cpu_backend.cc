@@ -129,6 +129,7 @@ class CpuBackend final : public Backend {
 
   absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
                                     const MutablePackedView& out) override {
+    NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
     QuantizeParams params;
     params.rule = Rule::kCheckpoint;
     params.e4m3_max = out.layout.e4m3_max;
@@ -230,6 +231,8 @@ class CpuBackend final : public Backend {
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                             std::span<const float> hessians, SweepResult& result) override {
+    NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
+    result.global_amax = params.global_amax.value_or(amax);
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int64_t blocks_per_row = x.cols / kBlockSize;
@@ -296,6 +299,8 @@ class CpuBackend final : public Backend {
 
   absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                   SweepResult& result) override {
+    NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
+    result.global_amax = params.global_amax.value_or(amax);
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int count = MultiplierCount(params.grid);

@@ -23,33 +23,18 @@ __global__ void __launch_bounds__(kThreads) AmaxKernel(const void* x, int64_t bl
   if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<unsigned*>(amax), largest);
 }
 
-template <typename T>
-void Launch(const void* x, int64_t blocks, float* amax, cudaStream_t stream) {
-  constexpr int64_t kMostThreadBlocks = 4096;
-  const int64_t grid = std::min((blocks + kThreads - 1) / kThreads, kMostThreadBlocks);
-  AmaxKernel<T><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(x, blocks, amax);
-}
-
 }  // namespace
 
 cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax,
                        cudaStream_t stream) {
   if (cudaError_t error = cudaMemsetAsync(amax, 0, sizeof(*amax), stream)) return error;
   if (blocks == 0) return cudaSuccess;
-  switch (dtype) {
-    case DType::kBf16:
-      Launch<Bf16>(x, blocks, amax, stream);
-      break;
-    case DType::kF16:
-      Launch<F16>(x, blocks, amax, stream);
-      break;
-    case DType::kF32:
-      Launch<F32>(x, blocks, amax, stream);
-      break;
-    default:
-      return cudaErrorInvalidValue;
-  }
-  return cudaGetLastError();
+  constexpr int64_t kMostThreadBlocks = 4096;
+  const int64_t grid = std::min((blocks + kThreads - 1) / kThreads, kMostThreadBlocks);
+  return DispatchInput(dtype, [&](auto type) {
+    AmaxKernel<decltype(type)>
+        <<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(x, blocks, amax);
+  });
 }
 
 }  // namespace nibble

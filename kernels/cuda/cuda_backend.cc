@@ -6,48 +6,11 @@
 
 #include "base/status.h"
 #include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 
 namespace nibble {
 namespace {
-
-absl::Status CudaStatus(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  const std::string message =
-      absl::StrCat("cuda: ", what, ": expected success, got ", cudaGetErrorString(error));
-  cudaGetLastError();  // the error has been told; it must not be told again by a later call
-  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(message)
-                                            : absl::UnknownError(message);
-}
-
-#define NIBBLE_CUDA_RETURN_IF_ERROR(expression) \
-  NIBBLE_RETURN_IF_ERROR(CudaStatus((expression), #expression))
-
-// Device memory, freed in the order of its stream.
-template <typename T>
-class DeviceBuffer {
- public:
-  static absl::StatusOr<DeviceBuffer> Make(int64_t count, cudaStream_t stream) {
-    DeviceBuffer buffer(stream);
-    void* data = nullptr;
-    NIBBLE_RETURN_IF_ERROR(CudaStatus(
-        cudaMallocAsync(&data, std::max<int64_t>(1, count) * sizeof(T), stream), "allocation"));
-    buffer.data_ = static_cast<T*>(data);
-    return buffer;
-  }
-  DeviceBuffer(DeviceBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), stream_(other.stream_) {}
-  DeviceBuffer& operator=(DeviceBuffer&&) = delete;
-  ~DeviceBuffer() {
-    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
-  }
-  T* get() const { return data_; }
-
- private:
-  explicit DeviceBuffer(cudaStream_t stream) : stream_(stream) {}
-  T* data_ = nullptr;
-  cudaStream_t stream_;
-};
 
 class CudaBackend final : public Backend {
  public:
@@ -61,32 +24,39 @@ class CudaBackend final : public Backend {
   std::string name() const override { return name_; }
 
  private:
-  absl::StatusOr<DeviceBuffer<char>> Upload(const MatrixView& x) {
+  template <typename T>
+  absl::StatusOr<DeviceBuffer<T>> Allocate(int64_t count) {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
-    const int64_t bytes = x.size() * DTypeBytes(x.dtype);
-    NIBBLE_ASSIGN_OR_RETURN(auto buffer, DeviceBuffer<char>::Make(bytes, stream_));
-    NIBBLE_CUDA_RETURN_IF_ERROR(
-        cudaMemcpyAsync(buffer.get(), x.data, bytes, cudaMemcpyHostToDevice, stream_));
+    return DeviceBuffer<T>::Make(count, stream_);
+  }
+  template <typename T>
+  absl::StatusOr<DeviceBuffer<T>> Upload(const T* values, int64_t count) {
+    NIBBLE_ASSIGN_OR_RETURN(auto buffer, Allocate<T>(count));
+    NIBBLE_RETURN_IF_ERROR(buffer.CopyFrom(values));
     return buffer;
   }
+  absl::StatusOr<DeviceBuffer<char>> Upload(const MatrixView& x) {
+    return Upload(static_cast<const char*>(x.data), x.size() * DTypeBytes(x.dtype));
+  }
+  absl::Status Synchronize() {
+    return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
+  }
 
-  template <typename T>
-  absl::Status Download(const DeviceBuffer<T>& from, T* to, int64_t count) {
+  // Of x, which `data` is a copy of.
+  absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
     NIBBLE_CUDA_RETURN_IF_ERROR(
-        cudaMemcpyAsync(to, from.get(), count * sizeof(T), cudaMemcpyDeviceToHost, stream_));
-    return absl::OkStatus();
+        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), stream_));
+    float value = 0;
+    NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    if (!IsFinite(value)) return NonFiniteError(x);
+    return value;
   }
 
   absl::StatusOr<float> DoAmax(const MatrixView& x) override {
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
-    NIBBLE_ASSIGN_OR_RETURN(const auto amax, DeviceBuffer<float>::Make(1, stream_));
-    NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchAmax(x.dtype, data.get(), x.size() / kBlockSize, amax.get(), stream_));
-    float value = 0;
-    NIBBLE_RETURN_IF_ERROR(Download(amax, &value, 1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
-    if (!IsFinite(value)) return NonFiniteError(x);
-    return value;
+    return AmaxOf(x, data.get());
   }
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
@@ -94,14 +64,14 @@ class CudaBackend final : public Backend {
     if (!hessians.empty()) return NotYet("the Hessian sweep");
     const int64_t blocks = x.size() / kBlockSize;
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
-    NIBBLE_ASSIGN_OR_RETURN(const auto g, DeviceBuffer<float>::Make(1, stream_));
-    NIBBLE_ASSIGN_OR_RETURN(const auto tables, DeviceBuffer<ScaleSweepTables>::Make(1, stream_));
-    NIBBLE_ASSIGN_OR_RETURN(const auto code, DeviceBuffer<uint8_t>::Make(blocks, stream_));
-    NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, DeviceBuffer<float>::Make(blocks, stream_));
-    NIBBLE_ASSIGN_OR_RETURN(const auto loss, DeviceBuffer<float>::Make(blocks, stream_));
-    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, DeviceBuffer<int64_t>::Make(1, stream_));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(g.get(), &result.global_amax, sizeof(float),
-                                                cudaMemcpyHostToDevice, stream_));
+    NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
+    result.global_amax = params.global_amax.value_or(amax);
+    NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(&result.global_amax, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
     const ScaleSweepArgs args = {
         .x = data.get(),
@@ -119,12 +89,11 @@ class CudaBackend final : public Backend {
     result.code.resize(blocks);
     result.best_amax.resize(blocks);
     result.loss.resize(blocks);
-    NIBBLE_RETURN_IF_ERROR(Download(code, result.code.data(), blocks));
-    NIBBLE_RETURN_IF_ERROR(Download(best_amax, result.best_amax.data(), blocks));
-    NIBBLE_RETURN_IF_ERROR(Download(loss, result.loss.data(), blocks));
-    NIBBLE_RETURN_IF_ERROR(Download(evaluations, &result.evaluations, 1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
-    return absl::OkStatus();
+    NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
+    NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
+    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
+    return Synchronize();
   }
 
   static absl::Status NotYet(const char* what) {

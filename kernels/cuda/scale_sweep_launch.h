@@ -21,16 +21,16 @@ struct ScaleSweepTables {
 };
 
 struct ScaleSweepArgs {
-  const void* x;  // aligned to 16 bytes
-  int64_t blocks;
-  const float* global_amax;  // g
-  float bound;
-  bool exhaustive;
-  ScaleSweepTables* tables;  // workspace
-  uint8_t* code;             // one a block, as are the next two
-  float* best_amax;
-  float* loss;
-  int64_t* evaluations;  // added to; may be null
+  const void* x = nullptr;  // aligned to 16 bytes
+  int64_t blocks = 0;
+  const float* global_amax = nullptr;  // g
+  float bound = kE4m3Max;
+  bool exhaustive = false;
+  ScaleSweepTables* tables = nullptr;  // workspace
+  uint8_t* code = nullptr;             // one a block, as are the next two
+  float* best_amax = nullptr;
+  float* loss = nullptr;
+  int64_t* evaluations = nullptr;  // added to; may be null
 };
 
 // `config` indexes kScaleSweepConfigs. cudaErrorInvalidValue for an unknown type or config.

@@ -1,0 +1,105 @@
+// The CUDA kernels, each launch shape. Prints a Markdown table.
+//
+//   build/release/bench/cuda_bench [WORK...]
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+
+#include "bench/cuda/bench.h"
+#include "engine/synthetic.h"
+
+namespace nibble::bench {
+
+void Check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "cuda_bench: %s\n", cudaGetErrorString(error));
+  std::exit(1);
+}
+
+DeviceMemory Allocate(int64_t bytes) {
+  void* data = nullptr;
+  Check(cudaMalloc(&data, bytes));
+  Check(cudaMemset(data, 0, bytes));
+  return {data, [](void* p) { cudaFree(p); }};
+}
+
+RotatedInputs::RotatedInputs(int64_t rows, int64_t cols, DType dtype) {
+  const int64_t bytes = rows * cols * DTypeBytes(dtype);
+  const int64_t copies = std::max<int64_t>(2, (int64_t{512} << 20) / bytes);
+  const std::vector<std::byte> part =
+      ToBytes(SyntheticValues(Distribution::kNormal, 1 << 22, 1), dtype);
+  for (int64_t i = 0; i < copies; ++i) {
+    copies_.push_back(Allocate(bytes));
+    for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(part.size())) {
+      const int64_t count = std::min<int64_t>(part.size(), bytes - at);
+      Check(cudaMemcpy(As<char>(copies_.back()) + at, part.data(), count, cudaMemcpyHostToDevice));
+    }
+  }
+}
+
+double MedianMs(const std::function<cudaError_t(int run)>& launch) {
+  constexpr int kWarmUp = 10, kRuns = 60;
+  cudaEvent_t start, stop;
+  Check(cudaEventCreate(&start));
+  Check(cudaEventCreate(&stop));
+  std::vector<float> times;
+  for (int run = 0; run < kWarmUp + kRuns; ++run) {
+    Check(cudaEventRecord(start));
+    Check(launch(run));
+    Check(cudaEventRecord(stop));
+    Check(cudaEventSynchronize(stop));
+    float milliseconds = 0;
+    Check(cudaEventElapsedTime(&milliseconds, start, stop));
+    if (run >= kWarmUp) times.push_back(milliseconds);
+  }
+  Check(cudaEventDestroy(start));
+  Check(cudaEventDestroy(stop));
+  std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
+  return times[kRuns / 2];
+}
+
+double CopyMs(int64_t bytes) {
+  const int64_t half = bytes / 2;
+  const DeviceMemory from[2] = {Allocate(half), Allocate(half)};
+  const DeviceMemory to = Allocate(half);
+  return MedianMs([&](int run) {
+    return cudaMemcpyAsync(to.get(), from[run % 2].get(), half, cudaMemcpyDeviceToDevice, nullptr);
+  });
+}
+
+void Row(const std::string& work, const std::string& config, double milliseconds, double bytes,
+         const std::string& note) {
+  std::printf("| %s | %s | %.4f | %.2f | %s |\n", work.c_str(), config.c_str(), milliseconds,
+              bytes / milliseconds * 1e-9, note.c_str());
+  std::fflush(stdout);
+}
+
+}  // namespace nibble::bench
+
+int main(int argc, char** argv) {
+  using namespace nibble::bench;
+  struct Work {
+    std::string_view name;
+    void (*run)();
+  };
+  constexpr Work kWorks[] = {{"scale_sweep", BenchScaleSweep}};
+  for (int i = 1; i < argc; ++i) {
+    if (std::ranges::none_of(kWorks, [&](const Work& work) { return work.name == argv[i]; })) {
+      std::fprintf(stderr, "cuda_bench: expected");
+      for (const Work& work : kWorks) std::fprintf(stderr, " %s", work.name.data());
+      std::fprintf(stderr, ", got '%s'\n", argv[i]);
+      return 2;
+    }
+  }
+  cudaDeviceProp properties;
+  Check(cudaGetDeviceProperties(&properties, 0));
+  std::printf("%s\n\n| work | config | ms | TB/s | |\n|---|---|---|---|---|\n", properties.name);
+  for (const Work& work : kWorks) {
+    const bool asked = argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* name) {
+                         return work.name == name;
+                       });
+    if (asked) work.run();
+  }
+  return 0;
+}

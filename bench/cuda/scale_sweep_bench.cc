@@ -1,0 +1,48 @@
+#include "absl/strings/str_cat.h"
+#include "bench/cuda/bench.h"
+#include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/scale_sweep_launch.h"
+
+namespace nibble::bench {
+namespace {
+
+void BenchShape(int64_t rows, int64_t cols) {
+  const int64_t weights = rows * cols, blocks = weights / kBlockSize;
+  const std::string shape = absl::StrCat(", ", rows, "x", cols, " bf16");
+  const RotatedInputs x(rows, cols);
+  const DeviceMemory amax = Allocate(sizeof(float)), tables = Allocate(sizeof(ScaleSweepTables));
+  const DeviceMemory code = Allocate(blocks), best_amax = Allocate(4 * blocks);
+  const DeviceMemory loss = Allocate(4 * blocks);
+  Row("device copy" + shape, "", CopyMs(4 * weights), 4.0 * weights);
+  Row("amax" + shape, "", MedianMs([&](int run) {
+        return LaunchAmax(DType::kBf16, x[run], blocks, As<float>(amax), nullptr);
+      }),
+      2.0 * weights);
+  for (size_t config = 0; config < std::size(kScaleSweepConfigs); ++config) {
+    ScaleSweepArgs args = {
+        .blocks = blocks,
+        .global_amax = As<float>(amax),
+        .bound = 448,
+        .tables = As<ScaleSweepTables>(tables),
+        .code = As<uint8_t>(code),
+        .best_amax = As<float>(best_amax),
+        .loss = As<float>(loss),
+    };
+    const double ms = MedianMs([&](int run) {
+      args.x = x[run];
+      return LaunchScaleSweep(DType::kBf16, args, static_cast<int>(config), nullptr);
+    });
+    const auto [warps, per_thread] = kScaleSweepConfigs[config];
+    Row("sweep, pruned" + shape, absl::StrCat(warps, " warps, ", per_thread, " blocks a thread"),
+        ms, 2.0 * weights + 9.0 * blocks);
+  }
+}
+
+}  // namespace
+
+void BenchScaleSweep() {
+  BenchShape(8192, 4096);
+  BenchShape(28672, 8192);
+}
+
+}  // namespace nibble::bench

@@ -1,0 +1,71 @@
+// What the host side of the CUDA backend stands on: errors as statuses, memory that frees itself.
+#ifndef NIBBLE_KERNELS_CUDA_DEVICE_BUFFER_H_
+#define NIBBLE_KERNELS_CUDA_DEVICE_BUFFER_H_
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace nibble {
+
+inline absl::Status CudaStatus(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string message =
+      absl::StrCat("cuda: ", what, ": expected success, got ", cudaGetErrorString(error));
+  cudaGetLastError();  // the error has been told; it must not be told again by a later call
+  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(message)
+                                            : absl::UnknownError(message);
+}
+
+#define NIBBLE_CUDA_RETURN_IF_ERROR(expression) \
+  NIBBLE_RETURN_IF_ERROR(::nibble::CudaStatus((expression), #expression))
+
+// Device memory, freed in the order of its stream.
+template <typename T>
+class DeviceBuffer {
+ public:
+  static absl::StatusOr<DeviceBuffer> Make(int64_t count, cudaStream_t stream) {
+    DeviceBuffer buffer(count, stream);
+    void* data = nullptr;
+    NIBBLE_RETURN_IF_ERROR(CudaStatus(
+        cudaMallocAsync(&data, std::max<int64_t>(1, count) * sizeof(T), stream), "allocation"));
+    buffer.data_ = static_cast<T*>(data);
+    return buffer;
+  }
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), count_(other.count_), stream_(other.stream_) {}
+  DeviceBuffer& operator=(DeviceBuffer&&) = delete;
+  ~DeviceBuffer() {
+    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+  }
+
+  T* get() const { return data_; }
+  int64_t count() const { return count_; }
+
+  // Both copy all of it and are ordered by the stream; host memory must live until then.
+  absl::Status CopyFrom(const void* host) {
+    return CudaStatus(
+        cudaMemcpyAsync(data_, host, count_ * sizeof(T), cudaMemcpyHostToDevice, stream_),
+        "copy to the device");
+  }
+  absl::Status CopyTo(void* host) const {
+    return CudaStatus(
+        cudaMemcpyAsync(host, data_, count_ * sizeof(T), cudaMemcpyDeviceToHost, stream_),
+        "copy from the device");
+  }
+
+ private:
+  DeviceBuffer(int64_t count, cudaStream_t stream) : count_(count), stream_(stream) {}
+  T* data_ = nullptr;
+  int64_t count_;
+  cudaStream_t stream_;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CUDA_DEVICE_BUFFER_H_
