@@ -1,26 +1,63 @@
+#include <algorithm>
 #include <iterator>
 
 #include "kernels/cuda/scale_sweep_kernel.cuh"
 #include "kernels/cuda/scale_sweep_launch.h"
 
 namespace nibble {
+namespace {
+
+constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
+
+struct Device {
+  int multiprocessors = 0, shared_bytes = 0;
+};
+
+cudaError_t QueryDevice(Device* device) {
+  int id = 0;
+  if (cudaError_t error = cudaGetDevice(&id)) return error;
+  if (cudaError_t error =
+          cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id)) {
+    return error;
+  }
+  return cudaDeviceGetAttribute(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+}
+
+}  // namespace
 
 cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config,
                              cudaStream_t stream) {
-  constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
   if (config < 0 || config >= kConfigs) return cudaErrorInvalidValue;
   if (args.blocks == 0) return cudaSuccess;
-  return DispatchInput(dtype, [&](auto type) {
-    MakeScaleSweepTables<<<1, 128, 0, stream>>>(args.global_amax, args.bound, args.tables);
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+  Device device;
+  if (cudaError_t error = QueryDevice(&device)) return error;
+  cudaError_t attribute_error = cudaSuccess;
+  const cudaError_t error = DispatchInput(dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int kThreads = 64;
+    MakeScaleSweepTables<std::is_same_v<T, Bf16>>
+        <<<8 * kBoundCells / kThreads, kThreads, 0, stream>>>(args.global_amax, args.bound,
+                                                              args.tables);
+    const auto launch = [&](auto index) {
       constexpr int kWarps = kScaleSweepConfigs[index].warps;
       constexpr int kBlocksPerThread = kScaleSweepConfigs[index].blocks_per_thread;
+      constexpr int kShared = sizeof(ScaleSweepShared<kWarps, kBlocksPerThread>);
+      if (kShared > device.shared_bytes) return false;
+      const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread>;
+      attribute_error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+      if (attribute_error != cudaSuccess) return true;
       constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32 * kBlocksPerThread;
-      const int64_t grid = (args.blocks + kPerThreadBlock - 1) / kPerThreadBlock;
-      ScaleSweepKernel<decltype(type), kWarps, kBlocksPerThread>
-          <<<static_cast<unsigned>(grid), kWarps * 32, 0, stream>>>(args, args.tables);
+      const int64_t grid = std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock,
+                                             device.multiprocessors);
+      kernel<<<static_cast<unsigned>(grid), kWarps * 32, kShared, stream>>>(args);
+      return true;
+    };
+    DispatchIndex<kConfigs>(config, [&](auto index) {
+      if (!launch(index)) launch(std::integral_constant<int, kConfigs - 1>{});
     });
   });
+  return attribute_error != cudaSuccess ? attribute_error : error;
 }
 
 }  // namespace nibble

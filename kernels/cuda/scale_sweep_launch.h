@@ -13,8 +13,14 @@
 
 namespace nibble {
 
-// The candidates of one tensor on the device; workspace of the launch.
+// Magnitudes that the table of bounds tells apart: five binades of bf16 numbers.
+inline constexpr int kBoundCells = 640;
+
+// The candidates of one tensor on the device; workspace of the launch, aligned to 16 bytes. The
+// bounds are explained in scale_sweep_kernel.cuh.
 struct ScaleSweepTables {
+  uint4 bounds[8 * kBoundCells];  // by mantissa of the first unsaturated code, then cell
+  int bottom_cell[8];
   SweepTable table;
   float reciprocal[kE4m3Codes + 1];  // 1 / decode_scale
   float block_amax[kE4m3Codes + 1];
