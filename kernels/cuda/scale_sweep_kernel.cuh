@@ -42,6 +42,7 @@ __host__ __device__ constexpr int CandidateOf(int word, int field) {
 }
 __host__ __device__ constexpr int FieldShift(int field) { return 11 * field; }
 inline constexpr int kCarries = 2;
+inline constexpr uint32_t kTwoCorrections = 1u << 31;  // in a row of the table in global memory
 
 // The least of |a - q * scale|^2 over a in [low, high] and E2M1 magnitudes q.
 __device__ inline double LeastSquare(double low, double high, double scale) {
@@ -54,47 +55,72 @@ __device__ inline double LeastSquare(double low, double high, double scale) {
   return least;
 }
 
-// One thread a row of the table; the first threads make the candidates' scales, too. kExactCells:
-// the data are bf16 numbers themselves.
+// v in [0, 6] rounded to E2M1, ties to even: 2^22 * m has its last place at the grid's step at v,
+// and an even mantissa of m makes ties of the difference fall on even multiples of it.
+__device__ __forceinline__ float RoundE2m1(float v) {
+  const float m = FloatFromBits(FloatBits(fmaxf(v, 1.0f + 0x1.8p-22f)) & ~1u);
+  return FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, v));
+}
+
+// a / s by the reciprocal, corrected by the remainder; by two corrections it is correctly rounded,
+// by one it nearly always is.
+template <int kCorrections>
+__device__ __forceinline__ float Quotient(float a, float s, float reciprocal) {
+  float v = MulRn(a, reciprocal);
+#pragma unroll
+  for (int i = 0; i < kCorrections; ++i) v = FmaRn(FmaRn(-v, s, a), reciprocal, v);
+  return v;
+}
+
+// Whether one correction suffices to find the E2M1 magnitude that a / s rounds to.
+__device__ inline bool OneCorrectionDecides(float a, float s) {
+  const float v = fminf(Quotient<1>(a, s, DivRn(1.0f, s)), kE2m1Max);
+  return RoundE2m1(v) == E2m1Magnitude(E2m1Index(DivRn(a, s)));
+}
+
+// Four threads a row of the table, one for each of its words; the first threads make the
+// candidates' scales, too. kExactCells: the data are bf16 numbers themselves. Then a row says
+// whether one correction suffices for its number and any scale of its mantissa: five binades up to
+// saturation are all that there is to decide.
 template <bool kExactCells>
 __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
                                      ScaleSweepTables* tables) {
-  const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const float g = *global_amax;
-  if (row <= kE4m3Codes) {
-    const float s = row == 0 ? 0.0f : SweepDecodeScale(row, g, bound);
-    tables->table.decode_scale[row] = s;
-    tables->reciprocal[row] = row == 0 ? 0.0f : DivRn(1.0f, s);
-    tables->block_amax[row] = SweepBlockAmax(row, g, bound);
-    if (row == 0) tables->table.prunable = SweepIsPrunable(g);
+  if (thread <= kE4m3Codes) {
+    const float s = thread == 0 ? 0.0f : SweepDecodeScale(thread, g, bound);
+    tables->table.decode_scale[thread] = s;
+    tables->reciprocal[thread] = thread == 0 ? 0.0f : DivRn(1.0f, s);
+    tables->block_amax[thread] = SweepBlockAmax(thread, g, bound);
+    if (thread == 0) tables->table.prunable = SweepIsPrunable(g);
   }
-  if (row >= 8 * kBoundCells) return;
+  if (thread >= 4 * 8 * kBoundCells) return;
+  const int row = thread / 4, word = thread % 4;
   const int mantissa = row / kBoundCells, cell = row % kBoundCells;
   const int first = kRepresentative + mantissa;
   const float first_scale = SweepDecodeScale(first, g, bound);
   const int top = static_cast<int>(FloatBits(MulRn(kE2m1Max, first_scale)) >> 16);
   const int bottom = top - (kBoundCells - 1);
-  if (cell == 0) {
-    // The cell of everything smaller.
-    tables->bottom_cell[mantissa] = bottom - (kRepresentative << 4);
-    tables->bounds[row] = make_uint4(0, 0, 0, 0);
-    return;
-  }
   const uint32_t bits = static_cast<uint32_t>(bottom + cell);
-  const double low = FloatFromBits(bits << 16);
-  const double high = kExactCells ? low : FloatFromBits((bits + 1) << 16);
-  const double unit = static_cast<double>(first_scale) * first_scale / kBoundUnits;
-  uint32_t words[4] = {};
-  for (int word = 0; word < 4; ++word) {
+  uint32_t fields = 0;
+  if (cell > 0) {  // cell 0 is that of everything smaller
+    const double low = FloatFromBits(bits << 16);
+    const double high = kExactCells ? low : FloatFromBits((bits + 1) << 16);
+    const double units = kBoundUnits / (static_cast<double>(first_scale) * first_scale);
+#pragma unroll
     for (int field = 0; field < 3; ++field) {
       const double scale =
           SweepDecodeScale(first - kBelowFirst + CandidateOf(word, field), g, bound);
-      const double units = LeastSquare(low, high, scale) / unit / (field < 2 ? 1 : 2);
+      const double value = LeastSquare(low, high, scale) * (field < 2 ? units : units / 2);
       const double most = field < 2 ? 255 : 127;
-      words[word] |= static_cast<uint32_t>(units < most ? units : most) << FieldShift(field);
+      fields |= static_cast<uint32_t>(value < most ? value : most) << FieldShift(field);
     }
+  } else if (word == 0) {
+    tables->bottom_cell[mantissa] = bottom - (kRepresentative << 4);
   }
-  tables->bounds[row] = make_uint4(words[0], words[1], words[2], words[3]);
+  const bool decides = kExactCells && OneCorrectionDecides(FloatFromBits(bits << 16), first_scale);
+  if (word == 0 && !decides) fields |= kTwoCorrections;
+  reinterpret_cast<uint32_t*>(tables->bounds)[thread] = fields;
 }
 
 // --- A block in registers -----------------------------------------------------------------------
@@ -102,11 +128,12 @@ __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
 // As it lies in memory, but for the signs.
 template <typename T>
 struct RawBlock {
-  static constexpr int kWords = std::is_same_v<T, F32> ? 16 : 8;
+  static constexpr int kWords = std::is_same_v<T, F32> ? 16 : 8, kBytes = 4 * kWords;
   static constexpr uint32_t kMagnitudes = std::is_same_v<T, F32> ? 0x7FFFFFFFu : 0x7FFF7FFFu;
   uint32_t words[kWords];
 
-  __device__ __forceinline__ void Load(const void* x, int64_t block) {
+  template <typename Index>
+  __device__ __forceinline__ void Load(const void* x, Index block) {
     const uint4* p = static_cast<const uint4*>(x) + block * (kWords / 4);
 #pragma unroll
     for (int i = 0; i < kWords / 4; ++i) {
@@ -116,6 +143,11 @@ struct RawBlock {
       words[4 * i + 2] = v.z & kMagnitudes;
       words[4 * i + 3] = v.w & kMagnitudes;
     }
+  }
+  // Into the cache, for a load to come.
+  static __device__ __forceinline__ void Prefetch(const void* x, int block) {
+    asm volatile(
+        "prefetch.global.L1 [%0];" ::"l"(static_cast<const uint4*>(x) + block * (kWords / 4)));
   }
   // Magnitudes 2i and 2i + 1.
   __device__ __forceinline__ float2 Pair(int i) const {
@@ -155,45 +187,41 @@ struct RawBlock {
   }
 };
 
-// v in [0, 6] rounded to E2M1, ties to even: 2^22 * m has its last place at the grid's step at v,
-// and an even mantissa of m makes ties of the difference fall on even multiples of it.
-__device__ __forceinline__ float RoundE2m1(float v) {
-  const float m = FloatFromBits(FloatBits(fmaxf(v, 1.0f + 0x1.8p-22f)) & ~1u);
-  return FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, v));
-}
-
-// One element of SweepLoss, the quotient corrected twice by its remainder: with the correctly
-// rounded reciprocal the first correction makes it faithful and the second correctly rounded.
+// One element of SweepLoss.
+template <int kCorrections>
 __device__ __forceinline__ float Accumulate(float sum, float a, float decode_scale,
                                             float reciprocal) {
-  float v = MulRn(a, reciprocal);
-  v = FmaRn(FmaRn(-v, decode_scale, a), reciprocal, v);
-  v = FmaRn(FmaRn(-v, decode_scale, a), reciprocal, v);
-  const float d = FmaRn(-RoundE2m1(fminf(v, kE2m1Max)), decode_scale, a);
+  const float v = fminf(Quotient<kCorrections>(a, decode_scale, reciprocal), kE2m1Max);
+  const float d = FmaRn(-RoundE2m1(v), decode_scale, a);
   return FmaRn(d, d, sum);
 }
 
 // SweepLoss.
-template <typename T>
+template <int kCorrections, typename T>
 __device__ __forceinline__ float DefinitionLoss(const RawBlock<T>& raw, float decode_scale,
                                                 float reciprocal) {
   float even = 0.0f, odd = 0.0f;
 #pragma unroll
   for (int i = 0; i < kBlockSize / 2; ++i) {
     const float2 a = raw.Pair(i);
-    even = Accumulate(even, a.x, decode_scale, reciprocal);
-    odd = Accumulate(odd, a.y, decode_scale, reciprocal);
+    even = Accumulate<kCorrections>(even, a.x, decode_scale, reciprocal);
+    odd = Accumulate<kCorrections>(odd, a.y, decode_scale, reciprocal);
   }
   return AddRn(even, odd);
 }
 
 // Out of line: what the table does not cover.
 template <typename T>
-__device__ __noinline__ SweepWinner SweepByDefinition(RawBlock<T> raw, float amax,
+__device__ __noinline__ SweepWinner SweepByDefinition(const void* x, int64_t block,
                                                       const SweepTable& table, bool exhaustive) {
+  RawBlock<T> raw;
+  raw.Load(x, block);
+  const float amax = raw.Amax();
   float a[kBlockSize];
   raw.Get(a);
-  return exhaustive ? SweepExhaustive(a, table) : SweepPruned(a, amax, table);
+  if (exhaustive) return SweepExhaustive(a, table);
+  if (amax == 0.0f) return {1, 0.0f, 0};
+  return SweepPruned(a, amax, table);
 }
 
 // --- The search ---------------------------------------------------------------------------------
@@ -219,15 +247,17 @@ struct ScaleSweepShared {
   int bottom_cell[8];
 };
 
+inline constexpr unsigned long long kUndecided = ~0ull;
 __device__ __forceinline__ unsigned long long Key(float loss, int code) {
   return static_cast<unsigned long long>(FloatBits(loss)) << 32 | static_cast<unsigned>(code);
 }
 
-// The first code whose grid reaches amax, 127 if none does; unit: the decode scale's share of an
-// amax, in E4M3's units.
+// The first code whose grid reaches amax, 127 if none does, in the floating part of E4M3; anything
+// in 1..127 below it. unit: the decode scale's share of an amax, in E4M3's units.
 __device__ __forceinline__ int FirstUnsaturated(float amax, const float* scale, float unit) {
-  const int first = max(static_cast<int>(E4m3Encode(fminf(MulRn(amax, unit), kE4m3Max))), 1);
-  return first + (MulRn(kE2m1Max, scale[first]) < amax ? 1 : 0);
+  const int bits = static_cast<int>(FloatBits(MulRn(amax, unit)));
+  const int nearest = min(max(((bits + 0x80000) >> 20) - 0x3C0, 1), kE4m3Codes);
+  return nearest + (MulRn(kE2m1Max, scale[nearest]) < amax ? 1 : 0);
 }
 
 // Bounds of all candidates, each as bound << 4 | candidate.
@@ -238,23 +268,27 @@ __device__ __forceinline__ void BoundCandidates(const RawBlock<T>& raw, const ui
   uint32_t sums[4] = {penalty.x, penalty.y, penalty.z, penalty.w};
   const uint32_t minus_bottom = __byte_perm(static_cast<uint32_t>(-bottom_cell), 0, 0x1010);
   const char* base = reinterpret_cast<const char*>(rows);
+  static_assert(kBoundCells <= 4096 && sizeof(uint4) == 16);  // for the offset by cells >> 12
 #pragma unroll
   for (int i = 0; i < kBlockSize / 2; ++i) {
     const uint32_t cells = __viaddmax_s16x2(raw.CellPair(i), minus_bottom, 0);
-    const uint4 x = *reinterpret_cast<const uint4*>(base + (cells & 0xFFFFu) * sizeof(uint4));
-    const uint4 y = *reinterpret_cast<const uint4*>(base + (cells >> 16) * sizeof(uint4));
+    const uint4 x = *reinterpret_cast<const uint4*>(base + (cells & 0xFFFFu) * 16);
+    const uint4 y = *reinterpret_cast<const uint4*>(base + (cells >> 12));
     sums[0] += x.x + y.x;
     sums[1] += x.y + y.y;
     sums[2] += x.z + y.z;
     sums[3] += x.w + y.w;
   }
+  // In registers, so that masking and adding the candidate is one operation.
+  uint32_t fine = 0x7FF0u, coarse = 0x7FE0u;
+  asm volatile("" : "+r"(fine), "+r"(coarse));
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
     const int low = CandidateOf(word, 0), middle = CandidateOf(word, 1);
     const int high = CandidateOf(word, 2);
-    keys[low] = static_cast<int>(sums[word] << 4 & 0x7FF0u) | low;
-    keys[middle] = static_cast<int>(sums[word] >> 7 & 0x7FF0u) | middle;
-    keys[high] = static_cast<int>(sums[word] >> 17 & 0x7FE0u) | high;
+    keys[low] = static_cast<int>((sums[word] << 4 & fine) | low);
+    keys[middle] = static_cast<int>((sums[word] >> 7 & fine) | middle);
+    keys[high] = static_cast<int>((sums[word] >> 17 & coarse) | high);
   }
 }
 
@@ -264,7 +298,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
   using Shared = ScaleSweepShared<kWarps, kBlocksPerThread>;
   Shared& t = *reinterpret_cast<Shared*>(shared_memory);
   const ScaleSweepTables& global = *args.tables;
-  for (int i = threadIdx.x; i < 8 * kBoundCells; i += kWarps * 32) t.bounds[i] = global.bounds[i];
   for (int i = threadIdx.x; i <= kE4m3Codes; i += kWarps * 32) {
     t.table.decode_scale[i] = global.table.decode_scale[i];
     t.reciprocal[i] = global.reciprocal[i];
@@ -283,44 +316,66 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
     t.penalties[threadIdx.x] = make_uint4(penalty(0), penalty(1), penalty(2), penalty(3));
   }
   if (threadIdx.x == 0) t.table.prunable = global.table.prunable;
-  __syncthreads();
+  bool two_corrections = false;
+  for (int i = threadIdx.x; i < 8 * kBoundCells; i += kWarps * 32) {
+    uint4 row = global.bounds[i];
+    two_corrections |= (row.x & kTwoCorrections) != 0;
+    row.x &= ~kTwoCorrections;
+    t.bounds[i] = row;
+  }
+  two_corrections = __syncthreads_or(two_corrections);
 
   const float* scale = t.table.decode_scale;
   const float unit = DivRn(kE4m3SmallestSubnormal, MulRn(kE2m1Max, scale[1]));
-  const bool prunable = !args.exhaustive && t.table.prunable;
+  // The first unsaturated codes that the table covers: none if pruning is off.
+  int first_covered = kFirstInTable, last_covered = 0;
+  if (!args.exhaustive && t.table.prunable) {
+    while (first_covered <= kE4m3Codes && scale[first_covered] < 0x1p-40f) ++first_covered;
+    last_covered = kE4m3Codes;
+    while (last_covered > 0 && scale[last_covered] > 0x1p60f) --last_covered;
+  }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   WarpState<kBlocksPerThread>& state = t.warps[warp];
+
   constexpr int kWarpBlocks = 32 * kBlocksPerThread;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarps * kWarpBlocks;
-  int64_t base = (static_cast<int64_t>(blockIdx.x) * kWarps + warp) * kWarpBlocks;
-  unsigned long long evaluations = 0;
-  for (; base < args.blocks; base += stride) {
+  // Every warp has its share of the groups of 32 blocks, neighbours all.
+  const int64_t groups = (args.blocks + 31) / 32;
+  const int64_t all_warps = static_cast<int64_t>(gridDim.x) * kWarps;
+  const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  const int64_t begin = groups * this_warp / all_warps;
+  int groups_left = static_cast<int>(groups * (this_warp + 1) / all_warps - begin);
+  unsigned evaluations = 0;
+  for (int64_t base = begin * 32; groups_left > 0; base += kWarpBlocks) {
+    const char* data = static_cast<const char*>(args.x) + base * RawBlock<T>::kBytes;
+    const int last = static_cast<int>(min(args.blocks - 1 - base, int64_t{2 * kWarpBlocks}));
+    const int chunk_groups = min(groups_left, kBlocksPerThread);
+    groups_left -= kBlocksPerThread;
     int queued = 0;
-    // Evaluates the queue's first 32 entries, or as many as there are.
+    // Evaluates the queue's last 32 entries, or as many as there are.
     const auto evaluate_queue = [&] {
       const int count = min(queued, 32);
       queued -= count;
       __syncwarp();
       if (lane < count) {
         const uint16_t entry = state.queue[queued + lane];
-        const int own = entry & 0xFF, k = entry >> 8;
+        const int own = entry & 0xFF, code = entry >> 8;
         RawBlock<T> raw;
-        raw.Load(args.x, base + own);
-        const float loss = DefinitionLoss(raw, scale[k], t.reciprocal[k]);
-        atomicMin(&state.best[own], Key(loss, k));
+        raw.Load(data, own);
+        const float loss = DefinitionLoss<2>(raw, scale[code], t.reciprocal[code]);
+        atomicMin(&state.best[own], Key(loss, code));
         ++evaluations;
       }
       __syncwarp();
     };
-    for (int i = 0; i < kBlocksPerThread; ++i) {
+    for (int i = 0; i < chunk_groups; ++i) {
       const int own = i * 32 + lane;
-      const bool valid = base + own < args.blocks;
+      const bool valid = own <= last;
       RawBlock<T> raw;
-      raw.Load(args.x, valid ? base + own : args.blocks - 1);
+      raw.Load(data, min(own, last));
+      RawBlock<T>::Prefetch(data, min(own + 32, last));
       const float amax = raw.Amax();
       int first = FirstUnsaturated(amax, scale, unit);
-      const bool covered = prunable && first >= kFirstInTable && first <= kE4m3Codes &&
-                           scale[first] >= 0x1p-40f && scale[first] <= 0x1p60f;
+      const bool covered = first >= first_covered && first <= last_covered;
       if (!covered) first = kRepresentative;
       const int existing = min(kE4m3Codes - first + 1 + kBelowFirst, kBoundCandidates);
       int keys[kBoundCandidates];
@@ -334,21 +389,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
       int guess = least & 15;
       if (guess >= existing) guess = kBelowFirst;
       const int code = first - kBelowFirst + guess;
-      const float loss = DefinitionLoss(raw, scale[code], t.reciprocal[code]);
+      const float s = scale[code], s_reciprocal = t.reciprocal[code];
+      const float loss = two_corrections ? DefinitionLoss<2>(raw, s, s_reciprocal)
+                                         : DefinitionLoss<1>(raw, s, s_reciprocal);
       // Further down saturation alone must cost more than this.
       const bool decided =
           covered && SweepSaturationBound(amax, scale[first - kBelowFirst - 1]) > loss;
-      state.best[own] = Key(loss, code);
-      if (__any_sync(kWholeWarp, !decided)) {
-        if (!decided && valid) {
-          SweepWinner winner = {1, 0.0f, 0};
-          if (amax > 0.0f || args.exhaustive) {
-            winner = SweepByDefinition<T>(raw, amax, t.table, args.exhaustive);
-          }
-          state.best[own] = Key(winner.loss, winner.code);
-          evaluations += winner.evaluations;
-        }
-      }
+      state.best[own] = decided ? Key(loss, code) : kUndecided;
       // What lies at or below the loss, in the bounds' units.
       const float r = t.reciprocal[first];
       const float units = MulRn(MulRn(MulRn(loss, r), r), kBoundUnits * (1.0f + 0x1p-12f));
@@ -361,8 +408,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
       contenders &= ((1u << existing) - 1) & ~(1u << guess);
       if (!decided || !valid) contenders = 0;
       evaluations += decided && valid;
-      while (__any_sync(kWholeWarp, contenders != 0)) {
+      for (;;) {
         const unsigned pushing = __ballot_sync(kWholeWarp, contenders != 0);
+        if (pushing == 0) break;
         if (contenders != 0) {
           const int c = __ffs(static_cast<int>(contenders)) - 1;
           const int place = queued + __popc(pushing & ((1u << lane) - 1));
@@ -371,15 +419,20 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
         }
         queued += __popc(pushing);
       }
-      while (queued >= 32) evaluate_queue();
+      const int waiting = i + 1 < chunk_groups ? 31 : 0;  // until they fill a warp
+      while (queued > waiting) evaluate_queue();
     }
-    while (queued > 0) evaluate_queue();
     __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kBlocksPerThread; ++i) {
-      const int64_t b = base + i * 32 + lane;
-      if (b >= args.blocks) continue;
-      const unsigned long long best = state.best[i * 32 + lane];
+    for (int i = 0; i < chunk_groups; ++i) {
+      const int own = i * 32 + lane;
+      if (own > last) continue;
+      const int64_t b = base + own;
+      unsigned long long best = state.best[own];
+      if (best == kUndecided) {
+        const SweepWinner winner = SweepByDefinition<T>(args.x, b, t.table, args.exhaustive);
+        best = Key(winner.loss, winner.code);
+        evaluations += winner.evaluations;
+      }
       const int code = static_cast<int>(best & 0xFF);
       args.code[b] = static_cast<uint8_t>(code);
       args.best_amax[b] = t.block_amax[code];
@@ -388,11 +441,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
     __syncwarp();
   }
   if (args.evaluations != nullptr) {
+    unsigned long long sum = evaluations;
     for (int offset = 16; offset > 0; offset /= 2) {
-      evaluations += __shfl_down_sync(kWholeWarp, evaluations, offset);
+      sum += __shfl_down_sync(kWholeWarp, sum, offset);
     }
     if (lane == 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations), evaluations);
+      atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations), sum);
     }
   }
 }

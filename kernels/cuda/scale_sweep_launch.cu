@@ -34,10 +34,10 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
   cudaError_t attribute_error = cudaSuccess;
   const cudaError_t error = DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
-    constexpr int kThreads = 64;
+    constexpr int kThreads = 128;
     MakeScaleSweepTables<std::is_same_v<T, Bf16>>
-        <<<8 * kBoundCells / kThreads, kThreads, 0, stream>>>(args.global_amax, args.bound,
-                                                              args.tables);
+        <<<4 * 8 * kBoundCells / kThreads, kThreads, 0, stream>>>(args.global_amax, args.bound,
+                                                                  args.tables);
     const auto launch = [&](auto index) {
       constexpr int kWarps = kScaleSweepConfigs[index].warps;
       constexpr int kBlocksPerThread = kScaleSweepConfigs[index].blocks_per_thread;
@@ -47,7 +47,7 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       attribute_error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
       if (attribute_error != cudaSuccess) return true;
-      constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32 * kBlocksPerThread;
+      constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
       const int64_t grid = std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock,
                                              device.multiprocessors);
       kernel<<<static_cast<unsigned>(grid), kWarps * 32, kShared, stream>>>(args);
