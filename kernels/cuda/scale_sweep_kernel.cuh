@@ -85,6 +85,7 @@ __device__ inline bool OneCorrectionDecides(float a, float s) {
 template <bool kExactCells>
 __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
                                      ScaleSweepTables* tables) {
+  if constexpr (NIBBLE_CUDA_ARCH >= 900) cudaTriggerProgrammaticLaunchCompletion();
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const float g = *global_amax;
   if (thread <= kE4m3Codes) {
@@ -92,7 +93,10 @@ __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
     tables->table.decode_scale[thread] = s;
     tables->reciprocal[thread] = thread == 0 ? 0.0f : DivRn(1.0f, s);
     tables->block_amax[thread] = SweepBlockAmax(thread, g, bound);
-    if (thread == 0) tables->table.prunable = SweepIsPrunable(g);
+    if (thread == 0) {
+      tables->table.prunable = SweepIsPrunable(g);
+      tables->next_chunk = 0;
+    }
   }
   if (thread >= 4 * 8 * kBoundCells) return;
   const int row = thread / 4, word = thread % 4;
@@ -297,6 +301,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
   extern __shared__ uint4 shared_memory[];
   using Shared = ScaleSweepShared<kWarps, kBlocksPerThread>;
   Shared& t = *reinterpret_cast<Shared*>(shared_memory);
+  if constexpr (NIBBLE_CUDA_ARCH >= 900) cudaGridDependencySynchronize();
   const ScaleSweepTables& global = *args.tables;
   for (int i = threadIdx.x; i <= kE4m3Codes; i += kWarps * 32) {
     t.table.decode_scale[i] = global.table.decode_scale[i];
@@ -338,18 +343,21 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
   WarpState<kBlocksPerThread>& state = t.warps[warp];
 
   constexpr int kWarpBlocks = 32 * kBlocksPerThread;
-  // Every warp has its share of the groups of 32 blocks, neighbours all.
-  const int64_t groups = (args.blocks + 31) / 32;
-  const int64_t all_warps = static_cast<int64_t>(gridDim.x) * kWarps;
-  const int64_t this_warp = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  const int64_t begin = groups * this_warp / all_warps;
-  int groups_left = static_cast<int>(groups * (this_warp + 1) / all_warps - begin);
+  // Warps fetch their work, for multiprocessors are not equally fast.
+  const auto fetch = [&] {
+    int64_t chunk = 0;
+    if (lane == 0) chunk = static_cast<int64_t>(atomicAdd(&args.tables->next_chunk, 1ull));
+    return chunk;
+  };
   unsigned evaluations = 0;
-  for (int64_t base = begin * 32; groups_left > 0; base += kWarpBlocks) {
+  int64_t next = fetch();
+  for (;;) {
+    const int64_t base = __shfl_sync(kWholeWarp, next, 0) * kWarpBlocks;
+    if (base >= args.blocks) break;
+    next = fetch();
     const char* data = static_cast<const char*>(args.x) + base * RawBlock<T>::kBytes;
-    const int last = static_cast<int>(min(args.blocks - 1 - base, int64_t{2 * kWarpBlocks}));
-    const int chunk_groups = min(groups_left, kBlocksPerThread);
-    groups_left -= kBlocksPerThread;
+    const int last = static_cast<int>(min(args.blocks - 1 - base, int64_t{kWarpBlocks - 1}));
+    const int chunk_groups = last / 32 + 1;
     int queued = 0;
     // Evaluates the queue's last 32 entries, or as many as there are.
     const auto evaluate_queue = [&] {

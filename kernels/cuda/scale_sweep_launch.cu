@@ -50,7 +50,18 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
       const int64_t grid = std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock,
                                              device.multiprocessors);
-      kernel<<<static_cast<unsigned>(grid), kWarps * 32, kShared, stream>>>(args);
+      // Starts beside the kernel that makes the tables and waits for it inside.
+      cudaLaunchAttribute overlap = {};
+      overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      overlap.val.programmaticStreamSerializationAllowed = 1;
+      cudaLaunchConfig_t launch_config = {};
+      launch_config.gridDim = static_cast<unsigned>(grid);
+      launch_config.blockDim = kWarps * 32;
+      launch_config.dynamicSmemBytes = kShared;
+      launch_config.stream = stream;
+      launch_config.attrs = &overlap;
+      launch_config.numAttrs = 1;
+      cudaLaunchKernelEx(&launch_config, kernel, args);
       return true;
     };
     DispatchIndex<kConfigs>(config, [&](auto index) {

@@ -34,12 +34,14 @@ NIBBLE_HD float FloatFromBits(uint32_t bits) {
 
 // The one place in the tree that asks which side it is compiled for.
 #if defined(__CUDA_ARCH__)
+#define NIBBLE_CUDA_ARCH __CUDA_ARCH__  // 900 for compute capability 9.0
 NIBBLE_HD float AddRn(float a, float b) { return __fadd_rn(a, b); }
 NIBBLE_HD float SubRn(float a, float b) { return __fsub_rn(a, b); }
 NIBBLE_HD float MulRn(float a, float b) { return __fmul_rn(a, b); }
 NIBBLE_HD float DivRn(float a, float b) { return __fdiv_rn(a, b); }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 #else
+#define NIBBLE_CUDA_ARCH 0
 NIBBLE_HD float AddRn(float a, float b) { return a + b; }
 NIBBLE_HD float SubRn(float a, float b) { return a - b; }
 NIBBLE_HD float MulRn(float a, float b) { return a * b; }
