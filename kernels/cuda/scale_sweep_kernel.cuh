@@ -95,7 +95,7 @@ __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
     tables->block_amax[thread] = SweepBlockAmax(thread, g, bound);
     if (thread == 0) {
       tables->table.prunable = SweepIsPrunable(g);
-      tables->next_chunk = 0;
+      tables->fetched = 0;
     }
   }
   if (thread >= 4 * 8 * kBoundCells) return;
@@ -343,18 +343,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
   WarpState<kBlocksPerThread>& state = t.warps[warp];
 
   constexpr int kWarpBlocks = 32 * kBlocksPerThread;
-  // Warps fetch their work, for multiprocessors are not equally fast.
-  const auto fetch = [&] {
-    int64_t chunk = 0;
-    if (lane == 0) chunk = static_cast<int64_t>(atomicAdd(&args.tables->next_chunk, 1ull));
-    return chunk;
-  };
+  // A warp's first chunk is its own; then warps fetch what is left, for multiprocessors are not
+  // equally fast.
+  int64_t next = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
   unsigned evaluations = 0;
-  int64_t next = fetch();
   for (;;) {
     const int64_t base = __shfl_sync(kWholeWarp, next, 0) * kWarpBlocks;
     if (base >= args.blocks) break;
-    next = fetch();
+    if (lane == 0) {
+      next = static_cast<int64_t>(atomicAdd(&args.tables->fetched, 1ull)) +
+             static_cast<int64_t>(gridDim.x) * kWarps;
+    }
     const char* data = static_cast<const char*>(args.x) + base * RawBlock<T>::kBytes;
     const int last = static_cast<int>(min(args.blocks - 1 - base, int64_t{kWarpBlocks - 1}));
     const int chunk_groups = last / 32 + 1;

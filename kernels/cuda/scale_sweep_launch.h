@@ -21,7 +21,7 @@ inline constexpr int kBoundCells = 640;
 struct ScaleSweepTables {
   uint4 bounds[8 * kBoundCells];  // by mantissa of the first unsaturated code, then cell
   int bottom_cell[8];
-  unsigned long long next_chunk;  // of work, to be fetched by a warp
+  unsigned long long fetched;  // chunks of work that warps have fetched
   SweepTable table;
   float reciprocal[kE4m3Codes + 1];  // 1 / decode_scale
   float block_amax[kE4m3Codes + 1];
