@@ -2,11 +2,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <string>
 
 #include "base/status.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 
 namespace nibble {
@@ -96,13 +98,91 @@ class CudaBackend final : public Backend {
     return Synchronize();
   }
 
+  static EncodeMethod MethodOf(const QuantizeParams& params) {
+    if (!params.four_over_six) {
+      return params.rule == Rule::kRuntime ? EncodeMethod::kRuntime : EncodeMethod::kCheckpoint;
+    }
+    switch (params.four_over_six->metric) {
+      case ErrorMetric::kMae:
+        return EncodeMethod::kFourOverSixMae;
+      case ErrorMetric::kMse:
+        return EncodeMethod::kFourOverSixMse;
+      case ErrorMetric::kAbsMax:
+        break;
+    }
+    return EncodeMethod::kFourOverSixAbsMax;
+  }
+
+  absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
+                          const MutablePackedView& out) override {
+    if (params.columnwise) return NotYet("a column-wise copy");
+    if (params.rht != Rht::kNone) return NotYet("a rotated copy");
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const float tensor_amax, AmaxOf(x, data.get()));
+    std::fill_n(out.amax, out.layout.amax_count(), params.global_amax.value_or(tensor_amax));
+    if (x.size() == 0) return absl::OkStatus();
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Upload(out.amax, out.layout.amax_count()));
+    if (params.scheme == Scheme::kPerToken) {
+      NIBBLE_CUDA_RETURN_IF_ERROR(
+          LaunchRowAmax(x.dtype, data.get(), x.rows, x.cols, amax.get(), stream_));
+      NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
+    }
+    QuantizeArgs args = {
+        .dtype = x.dtype,
+        .x = data.get(),
+        .rows = x.rows,
+        .cols = x.cols,
+        .scheme = params.scheme,
+        .method = MethodOf(params),
+        .amax = amax.get(),
+        .swizzle = params.swizzle,
+    };
+    args.encode.bound = static_cast<float>(params.e4m3_max);
+    args.encode.rule = params.rule;
+    if (params.four_over_six) args.encode.path = params.four_over_six->path;
+    if (params.stochastic) {
+      args.encode.stochastic = true;
+      args.encode.seed = params.stochastic->seed;
+      args.encode.offset = params.stochastic->offset;
+    }
+    return Encode(args, out);
+  }
+
+  absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
+                                    const MutablePackedView& out) override {
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_RETURN_IF_ERROR(AmaxOf(x, data.get()).status());
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Upload(out.amax, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto given, Upload(scales.data(), out.layout.blocks()));
+    QuantizeArgs args = {
+        .dtype = x.dtype,
+        .x = data.get(),
+        .rows = x.rows,
+        .cols = x.cols,
+        .method = EncodeMethod::kCheckpoint,
+        .amax = amax.get(),
+        .given_scale = given.get(),
+    };
+    args.encode.bound = static_cast<float>(out.layout.e4m3_max);
+    return Encode(args, out);
+  }
+
+  // Launches it with memory for its results, which go to out.
+  absl::Status Encode(QuantizeArgs args, const MutablePackedView& out) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto packed, Allocate<uint8_t>(out.layout.packed_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
+    args.packed = packed.get();
+    args.scale = scale.get();
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchQuantize(args, /*config=*/0, stream_));
+    NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
+    NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
+    return Synchronize();
+  }
+
   static absl::Status NotYet(const char* what) {
     return absl::UnimplementedError(absl::StrCat(
-        "backend: expected amax or the plain sweep on cuda, got ", what, ": use --backend cpu"));
-  }
-  absl::Status DoQuantize(const QuantizeParams&, const MatrixView&,
-                          const MutablePackedView&) override {
-    return NotYet("quantize");
+        "backend: expected amax, the plain sweep or a row-wise quantization on cuda, got ", what,
+        ": use --backend cpu"));
   }
   absl::Status DoDequantize(const PackedView&, DType, void*) override {
     return NotYet("dequantize");
@@ -110,10 +190,6 @@ class CudaBackend final : public Backend {
   absl::Status DoMultiplierSearch(const MultiplierSearchParams&, const MatrixView&,
                                   SweepResult&) override {
     return NotYet("the multiplier search");
-  }
-  absl::Status DoQuantizeWithScales(const MatrixView&, std::span<const uint8_t>,
-                                    const MutablePackedView&) override {
-    return NotYet("quantize with scales");
   }
   absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView&, const PackedView&) override {
     return NotYet("error measurement");
