@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/scale_sweep_launch.h"
+#include "quant/numerics/block_encode.h"
 #include "quant/numerics/scale_sweep.h"
 
 namespace nibble {
@@ -42,7 +43,6 @@ __host__ __device__ constexpr int CandidateOf(int word, int field) {
 }
 __host__ __device__ constexpr int FieldShift(int field) { return 11 * field; }
 inline constexpr int kCarries = 2;
-inline constexpr uint32_t kTwoCorrections = 1u << 31;  // in a row of the table in global memory
 
 // The least of |a - q * scale|^2 over a in [low, high] and E2M1 magnitudes q.
 __device__ inline double LeastSquare(double low, double high, double scale) {
@@ -55,33 +55,8 @@ __device__ inline double LeastSquare(double low, double high, double scale) {
   return least;
 }
 
-// v in [0, 6] rounded to E2M1, ties to even: 2^22 * m has its last place at the grid's step at v,
-// and an even mantissa of m makes ties of the difference fall on even multiples of it.
-__device__ __forceinline__ float RoundE2m1(float v) {
-  const float m = FloatFromBits(FloatBits(fmaxf(v, 1.0f + 0x1.8p-22f)) & ~1u);
-  return FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, v));
-}
-
-// a / s by the reciprocal, corrected by the remainder; by two corrections it is correctly rounded,
-// by one it nearly always is.
-template <int kCorrections>
-__device__ __forceinline__ float Quotient(float a, float s, float reciprocal) {
-  float v = MulRn(a, reciprocal);
-#pragma unroll
-  for (int i = 0; i < kCorrections; ++i) v = FmaRn(FmaRn(-v, s, a), reciprocal, v);
-  return v;
-}
-
-// Whether one correction suffices to find the E2M1 magnitude that a / s rounds to.
-__device__ inline bool OneCorrectionDecides(float a, float s) {
-  const float v = fminf(Quotient<1>(a, s, DivRn(1.0f, s)), kE2m1Max);
-  return RoundE2m1(v) == E2m1Magnitude(E2m1Index(DivRn(a, s)));
-}
-
 // Four threads a row of the table, one for each of its words; the first threads make the
-// candidates' scales, too. kExactCells: the data are bf16 numbers themselves. Then a row says
-// whether one correction suffices for its number and any scale of its mantissa: five binades up to
-// saturation are all that there is to decide.
+// candidates' scales, too. kExactCells: the data are bf16 numbers themselves.
 template <bool kExactCells>
 __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
                                      ScaleSweepTables* tables) {
@@ -122,8 +97,6 @@ __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
   } else if (word == 0) {
     tables->bottom_cell[mantissa] = bottom - (kRepresentative << 4);
   }
-  const bool decides = kExactCells && OneCorrectionDecides(FloatFromBits(bits << 16), first_scale);
-  if (word == 0 && !decides) fields |= kTwoCorrections;
   reinterpret_cast<uint32_t*>(tables->bounds)[thread] = fields;
 }
 
@@ -192,24 +165,23 @@ struct RawBlock {
 };
 
 // One element of SweepLoss.
-template <int kCorrections>
 __device__ __forceinline__ float Accumulate(float sum, float a, float decode_scale,
                                             float reciprocal) {
-  const float v = fminf(Quotient<kCorrections>(a, decode_scale, reciprocal), kE2m1Max);
+  const float v = DivideForE2m1(a, decode_scale, reciprocal);
   const float d = FmaRn(-RoundE2m1(v), decode_scale, a);
   return FmaRn(d, d, sum);
 }
 
 // SweepLoss.
-template <int kCorrections, typename T>
+template <typename T>
 __device__ __forceinline__ float DefinitionLoss(const RawBlock<T>& raw, float decode_scale,
                                                 float reciprocal) {
   float even = 0.0f, odd = 0.0f;
 #pragma unroll
   for (int i = 0; i < kBlockSize / 2; ++i) {
     const float2 a = raw.Pair(i);
-    even = Accumulate<kCorrections>(even, a.x, decode_scale, reciprocal);
-    odd = Accumulate<kCorrections>(odd, a.y, decode_scale, reciprocal);
+    even = Accumulate(even, a.x, decode_scale, reciprocal);
+    odd = Accumulate(odd, a.y, decode_scale, reciprocal);
   }
   return AddRn(even, odd);
 }
@@ -321,14 +293,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
     t.penalties[threadIdx.x] = make_uint4(penalty(0), penalty(1), penalty(2), penalty(3));
   }
   if (threadIdx.x == 0) t.table.prunable = global.table.prunable;
-  bool two_corrections = false;
-  for (int i = threadIdx.x; i < 8 * kBoundCells; i += kWarps * 32) {
-    uint4 row = global.bounds[i];
-    two_corrections |= (row.x & kTwoCorrections) != 0;
-    row.x &= ~kTwoCorrections;
-    t.bounds[i] = row;
-  }
-  two_corrections = __syncthreads_or(two_corrections);
+  for (int i = threadIdx.x; i < 8 * kBoundCells; i += kWarps * 32) t.bounds[i] = global.bounds[i];
+  __syncthreads();
 
   const float* scale = t.table.decode_scale;
   const float unit = DivRn(kE4m3SmallestSubnormal, MulRn(kE2m1Max, scale[1]));
@@ -368,7 +334,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
         const int own = entry & 0xFF, code = entry >> 8;
         RawBlock<T> raw;
         raw.Load(data, own);
-        const float loss = DefinitionLoss<2>(raw, scale[code], t.reciprocal[code]);
+        const float loss = DefinitionLoss(raw, scale[code], t.reciprocal[code]);
         atomicMin(&state.best[own], Key(loss, code));
         ++evaluations;
       }
@@ -396,9 +362,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
       int guess = least & 15;
       if (guess >= existing) guess = kBelowFirst;
       const int code = first - kBelowFirst + guess;
-      const float s = scale[code], s_reciprocal = t.reciprocal[code];
-      const float loss = two_corrections ? DefinitionLoss<2>(raw, s, s_reciprocal)
-                                         : DefinitionLoss<1>(raw, s, s_reciprocal);
+      const float loss = DefinitionLoss(raw, scale[code], t.reciprocal[code]);
       // Further down saturation alone must cost more than this.
       const bool decided =
           covered && SweepSaturationBound(amax, scale[first - kBelowFirst - 1]) > loss;
