@@ -110,6 +110,20 @@ absl::StatusOr<SweepResult> Backend::ScaleSweep(const ScaleSweepParams& params,
   return Sweep(params, x, {});
 }
 
+absl::StatusOr<SweptTensor> Backend::SweepAndQuantize(const ScaleSweepParams& params,
+                                                      const MatrixView& x, bool swizzle) {
+  NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));
+  NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(params.global_amax));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  QuantizeParams quantize;
+  quantize.rule = Rule::kCheckpoint;
+  quantize.e4m3_max = params.e4m3_max;
+  quantize.swizzle = swizzle;
+  SweptTensor result = {PackedTensor(LayoutOf(quantize, x.rows, x.cols))};
+  NIBBLE_RETURN_IF_ERROR(DoSweepAndQuantize(params, x, result.packed.mutable_view(), result));
+  return result;
+}
+
 absl::StatusOr<SweepResult> Backend::ScaleSweepHessian(const ScaleSweepParams& params,
                                                        const MatrixView& x,
                                                        std::span<const float> hessians) {

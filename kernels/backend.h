@@ -54,6 +54,12 @@ struct SweepResult {
   int64_t evaluations = 0;  // candidate losses computed, over all blocks
 };
 
+struct SweptTensor {
+  PackedTensor packed;
+  double loss = 0;  // the blocks' losses, as SumSweepLosses adds them
+  int64_t evaluations = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -77,7 +83,13 @@ class Backend {
   // The best of all 126 block scales, by squared error.
   absl::StatusOr<SweepResult> ScaleSweep(const ScaleSweepParams& params, const MatrixView& x);
 
-  // The same by d^T H d. hessians: cols / 16 slices of 16 x 16 floats, shared by all rows.
+  // The best scales and the codes under them, as QuantizeWithScales gives them with the g that was
+  // used: per_tensor, checkpoint rule. A GPU reads x once for both.
+  absl::StatusOr<SweptTensor> SweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                               bool swizzle = false);
+
+  // The best of all 126 block scales by d^T H d. hessians: cols / 16 slices of 16 x 16 floats,
+  // shared by all rows.
   absl::StatusOr<SweepResult> ScaleSweepHessian(const ScaleSweepParams& params, const MatrixView& x,
                                                 std::span<const float> hessians);
 
@@ -105,6 +117,8 @@ class Backend {
   virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;
   virtual absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians, SweepResult& result) = 0;
+  virtual absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                          const MutablePackedView& out, SweptTensor& result) = 0;
   virtual absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                           SweepResult& result) = 0;
   virtual absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,

@@ -297,6 +297,16 @@ class CpuBackend final : public Backend {
     result.loss.resize(blocks);
   }
 
+  absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                  const MutablePackedView& out, SweptTensor& result) override {
+    SweepResult sweep;
+    NIBBLE_RETURN_IF_ERROR(DoScaleSweep(params, x, {}, sweep));
+    out.amax[0] = sweep.global_amax;
+    result.loss = SumSweepLosses(sweep.loss.data(), static_cast<int64_t>(sweep.loss.size()));
+    result.evaluations = sweep.evaluations;
+    return DoQuantizeWithScales(x, sweep.code, out);
+  }
+
   absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                   SweepResult& result) override {
     NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));

@@ -179,6 +179,43 @@ class CudaBackend final : public Backend {
     return Synchronize();
   }
 
+  absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                  const MutablePackedView& out, SweptTensor& result) override {
+    const int64_t blocks = out.layout.blocks();
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
+    out.amax[0] = params.global_amax.value_or(amax);
+    NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(out.amax, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto packed, Allocate<uint8_t>(out.layout.packed_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<double>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto group_sums, Allocate<double>(blocks / kLossGroup + 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    const ScaleSweepArgs args = {
+        .x = data.get(),
+        .blocks = blocks,
+        .global_amax = g.get(),
+        .bound = static_cast<float>(params.e4m3_max),
+        .exhaustive = params.method == SweepMethod::kExhaustive,
+        .tables = tables.get(),
+        .code = out.layout.swizzled ? nullptr : scale.get(),
+        .evaluations = evaluations.get(),
+        .encode = {.packed = packed.get(),
+                   .swizzled_scale = out.layout.swizzled ? scale.get() : nullptr,
+                   .blocks_per_row = out.layout.blocks_per_row(),
+                   .loss_sum = loss.get(),
+                   .group_sums = group_sums.get()},
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
+    NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
+    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(&result.loss));
+    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
+    return Synchronize();
+  }
+
   static absl::Status NotYet(const char* what) {
     return absl::UnimplementedError(absl::StrCat(
         "backend: expected amax, the plain sweep or a row-wise quantization on cuda, got ", what,

@@ -12,8 +12,7 @@ struct ScaleSweepConfig {
 // Every instantiated shape: the launcher's table, the conformance test and the benchmark walk this
 // array. The first is the default; the last fits into every device's shared memory and stands in
 // for those that do not.
-inline constexpr ScaleSweepConfig kScaleSweepConfigs[] = {{32, 4}, {32, 2}, {24, 4},
-                                                          {16, 4}, {16, 8}, {8, 4}};
+inline constexpr ScaleSweepConfig kScaleSweepConfigs[] = {{32, 4}, {32, 2}, {24, 4}, {8, 4}};
 
 }  // namespace nibble
 

@@ -16,10 +16,12 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/block_encode.cuh"
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/scale_sweep_launch.h"
 #include "quant/numerics/block_encode.h"
 #include "quant/numerics/scale_sweep.h"
+#include "quant/swizzle.h"
 
 namespace nibble {
 
@@ -71,6 +73,7 @@ __global__ void MakeScaleSweepTables(const float* global_amax, float bound,
     if (thread == 0) {
       tables->table.prunable = SweepIsPrunable(g);
       tables->fetched = 0;
+      tables->finished = 0;
     }
   }
   if (thread >= 4 * 8 * kBoundCells) return;
@@ -221,6 +224,7 @@ struct ScaleSweepShared {
   float reciprocal[kE4m3Codes + 1];
   float block_amax[kE4m3Codes + 1];
   int bottom_cell[8];
+  OuterScales outer;
 };
 
 inline constexpr unsigned long long kUndecided = ~0ull;
@@ -268,7 +272,30 @@ __device__ __forceinline__ void BoundCandidates(const RawBlock<T>& raw, const ui
   }
 }
 
-template <typename T, int kWarps, int kBlocksPerThread>
+// SumSweepLosses of all groups, by the thread block that finishes last.
+template <int kThreads>
+__device__ __forceinline__ void SumGroups(const double* group_sums, int64_t groups,
+                                          unsigned* finished, double* shared_sums,
+                                          double* loss_sum) {
+  __threadfence();
+  bool last = false;
+  if (threadIdx.x == 0) last = atomicAdd(finished, 1u) == gridDim.x - 1;
+  if (!__syncthreads_or(last)) return;
+  __threadfence();
+  for (int i = threadIdx.x; i < kLossSums; i += kThreads) {
+    double sum = 0;
+    for (int64_t j = i; j < groups; j += kLossSums) sum += __ldcg(group_sums + j);
+    shared_sums[i] = sum;
+  }
+  for (int half = kLossSums / 2; half > 0; half /= 2) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < half; i += kThreads) shared_sums[i] += shared_sums[i + half];
+  }
+  if (threadIdx.x == 0) *loss_sum = shared_sums[0];
+}
+
+// kEncode: whether args.encode is asked for.
+template <typename T, int kWarps, int kBlocksPerThread, bool kEncode>
 __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArgs args) {
   extern __shared__ uint4 shared_memory[];
   using Shared = ScaleSweepShared<kWarps, kBlocksPerThread>;
@@ -292,7 +319,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
     };
     t.penalties[threadIdx.x] = make_uint4(penalty(0), penalty(1), penalty(2), penalty(3));
   }
-  if (threadIdx.x == 0) t.table.prunable = global.table.prunable;
+  if (threadIdx.x == 0) {
+    t.table.prunable = global.table.prunable;
+    if (kEncode) {
+      t.outer = MakeOuterScales<std::is_same_v<T, F32>>(*args.global_amax, args.bound,
+                                                        ErrorPath::kStrict);
+    }
+  }
   for (int i = threadIdx.x; i < 8 * kBoundCells; i += kWarps * 32) t.bounds[i] = global.bounds[i];
   __syncthreads();
 
@@ -395,21 +428,56 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
     }
     __syncwarp();
     for (int i = 0; i < chunk_groups; ++i) {
-      const int own = i * 32 + lane;
-      if (own > last) continue;
+      const bool valid = i * 32 + lane <= last;
+      const int own = min(i * 32 + lane, last);
       const int64_t b = base + own;
       unsigned long long best = state.best[own];
-      if (best == kUndecided) {
+      if (valid && best == kUndecided) {
         const SweepWinner winner = SweepByDefinition<T>(args.x, b, t.table, args.exhaustive);
         best = Key(winner.loss, winner.code);
         evaluations += winner.evaluations;
       }
       const int code = static_cast<int>(best & 0xFF);
-      args.code[b] = static_cast<uint8_t>(code);
-      args.best_amax[b] = t.block_amax[code];
-      args.loss[b] = FloatFromBits(static_cast<uint32_t>(best >> 32));
+      const float loss = FloatFromBits(static_cast<uint32_t>(best >> 32));
+      if constexpr (kEncode) {
+        using E = Encoding<std::is_same_v<T, F32>, EncodeMethod::kCheckpoint>;
+        float x[kBlockSize];
+        LoadBlock<T>(args.x, b, x);
+        const EncodedBlock encoded =
+            EncodeBlock<E>(x, BlockMagnitude(x), t.outer, {.rule = Rule::kCheckpoint},
+                           /*first_element=*/0, static_cast<uint8_t>(code));
+        if (valid) {
+          reinterpret_cast<uint2*>(args.encode.packed)[b] = {encoded.codes.word[0],
+                                                             encoded.codes.word[1]};
+        }
+        if (valid && args.encode.swizzled_scale != nullptr) {
+          const int64_t columns = args.encode.blocks_per_row, row = b / columns;
+          args.encode.swizzled_scale[SwizzledOffset(row, b - row * columns, columns)] =
+              encoded.scale;
+        }
+        if (args.encode.loss_sum != nullptr) {
+          double sum = valid ? loss : 0.0;
+          for (int distance = kLossGroup / 2; distance > 0; distance /= 2) {
+            sum += __shfl_xor_sync(kWholeWarp, sum, distance);
+          }
+          if (lane == 0) args.encode.group_sums[base / kLossGroup + i] = sum;
+        }
+      }
+      if (!valid) continue;
+      if (args.code != nullptr) args.code[b] = static_cast<uint8_t>(code);
+      if (args.best_amax != nullptr) args.best_amax[b] = t.block_amax[code];
+      if (args.loss != nullptr) args.loss[b] = loss;
     }
     __syncwarp();
+  }
+  if constexpr (kEncode) {
+    if (args.encode.loss_sum != nullptr) {
+      __syncthreads();
+      static_assert(sizeof(t.bounds) >= kLossSums * sizeof(double));
+      SumGroups<kWarps * 32>(args.encode.group_sums, (args.blocks + kLossGroup - 1) / kLossGroup,
+                             &args.tables->finished, reinterpret_cast<double*>(t.bounds),
+                             args.encode.loss_sum);
+    }
   }
   if (args.evaluations != nullptr) {
     unsigned long long sum = evaluations;

@@ -28,7 +28,19 @@ cudaError_t QueryDevice(Device* device) {
 cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config,
                              cudaStream_t stream) {
   if (config < 0 || config >= kConfigs) return cudaErrorInvalidValue;
-  if (args.blocks == 0) return cudaSuccess;
+  const ScaleSweepEncodeArgs& encode = args.encode;
+  if (args.blocks == 0) {
+    if (encode.loss_sum == nullptr) return cudaSuccess;
+    return cudaMemsetAsync(encode.loss_sum, 0, sizeof(double), stream);
+  }
+  if (encode.packed != nullptr && encode.swizzled_scale != nullptr) {
+    const int64_t bytes = SwizzledBytes(args.blocks / encode.blocks_per_row, encode.blocks_per_row);
+    if (bytes != args.blocks) {  // there is padding
+      if (cudaError_t error = cudaMemsetAsync(encode.swizzled_scale, 0, bytes, stream)) {
+        return error;
+      }
+    }
+  }
   Device device;
   if (cudaError_t error = QueryDevice(&device)) return error;
   cudaError_t attribute_error = cudaSuccess;
@@ -38,12 +50,12 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
     MakeScaleSweepTables<std::is_same_v<T, Bf16>>
         <<<4 * 8 * kBoundCells / kThreads, kThreads, 0, stream>>>(args.global_amax, args.bound,
                                                                   args.tables);
-    const auto launch = [&](auto index) {
+    const auto launch = [&](auto index, auto encode) {
       constexpr int kWarps = kScaleSweepConfigs[index].warps;
       constexpr int kBlocksPerThread = kScaleSweepConfigs[index].blocks_per_thread;
       constexpr int kShared = sizeof(ScaleSweepShared<kWarps, kBlocksPerThread>);
       if (kShared > device.shared_bytes) return false;
-      const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread>;
+      const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread, encode>;
       attribute_error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
       if (attribute_error != cudaSuccess) return true;
@@ -65,7 +77,12 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       return true;
     };
     DispatchIndex<kConfigs>(config, [&](auto index) {
-      if (!launch(index)) launch(std::integral_constant<int, kConfigs - 1>{});
+      constexpr std::integral_constant<int, kConfigs - 1> kFitsEverywhere;
+      if (args.encode.packed != nullptr) {
+        if (!launch(index, std::true_type())) launch(kFitsEverywhere, std::true_type());
+      } else {
+        if (!launch(index, std::false_type())) launch(kFitsEverywhere, std::false_type());
+      }
     });
   });
   return attribute_error != cudaSuccess ? attribute_error : error;

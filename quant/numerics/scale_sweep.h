@@ -84,6 +84,28 @@ NIBBLE_HD SweepWinner SweepExhaustive(const float a[kBlockSize], const SweepTabl
   return best;
 }
 
+// The sum of all blocks' losses, in an order that devices can keep: groups of 32 blocks are added
+// as a tree (block i with i + 16, then i + 8, ...), group j goes to sum j % kLossSums, in rising
+// order of j, and these sums are added as a tree in turn. Missing blocks count as 0.
+inline constexpr int kLossGroup = 32;
+inline constexpr int kLossSums = 1024;
+
+inline double SumSweepLosses(const float* loss, int64_t blocks) {
+  double sums[kLossSums] = {};
+  for (int64_t first = 0; first < blocks; first += kLossGroup) {
+    double group[kLossGroup] = {};
+    for (int i = 0; i < kLossGroup && first + i < blocks; ++i) group[i] = loss[first + i];
+    for (int half = kLossGroup / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) group[i] += group[i + half];
+    }
+    sums[first / kLossGroup % kLossSums] += group[0];
+  }
+  for (int half = kLossSums / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
+}
+
 // The first code whose grid reaches the block's largest element, 6 * s_k >= amax; 127 if none does.
 NIBBLE_HD int SweepFirstUnsaturated(float amax, const SweepTable& table) {
   int low = 1, high = kE4m3Codes + 1;
@@ -139,8 +161,9 @@ NIBBLE_HD SweepWinner SweepPruned(const float a[kBlockSize], float amax, const S
 // The product and the quotient lie within 2^-22 of each other, relatively, so a different q means
 // that |w| / s is that near to the middle T of two neighbours q1 < q2: |d| then differs by at most
 // 4 T / (q2 - q1) * 2^-22 <= 14 * 2^-22, its square by twice that, 7e-6. A search may use
-// reciprocals as long as it decides by divisions what is nearer than this, and wherever the best loss is below
-// kSweepFilterFloor: squares near the subnormal range are rounded absolutely, not relatively.
+// reciprocals as long as it decides by divisions what is nearer than this, and wherever the best
+// loss is below kSweepFilterFloor: squares near the subnormal range are rounded absolutely, not
+// relatively.
 inline constexpr float kSweepFilterTolerance = 0x1p-16f;
 inline constexpr float kSweepFilterFloor = 0x1p-90f;
 
