@@ -33,6 +33,7 @@ using ::nibble::testing::Tensor;
 using ::nibble::testing::TensorOf;
 using ::nibble::testing::Write;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 using Args = std::vector<std::string>;
@@ -243,6 +244,12 @@ TEST_F(NibbleTest, SweepsWithEachOption) {
       EXPECT_EQ(out.tensors["scale2"].dtype, DType::kF32);
     }
   }
+}
+
+TEST_F(NibbleTest, AnExhaustiveSweepReportsNearTies) {
+  Write(in_, {TensorOf("w", DType::kBf16, {2, 16}, std::vector<float>(32, 0.0f))});
+  EXPECT_THAT(Nibble(Sweep("w", {"--method", "exhaustive"})).out, HasSubstr(", 2 near-ties, "));
+  EXPECT_THAT(Nibble(Sweep("w")).out, Not(HasSubstr("near-ties")));
 }
 
 TEST_F(NibbleTest, DequantizesToBothTypes) {
