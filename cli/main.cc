@@ -212,12 +212,15 @@ struct SweepCommand {
     }
     NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
     NIBBLE_ASSIGN_OR_RETURN(const SweepSummary summary, SweepTensor(in, out, request, *device));
-    absl::PrintF("%s: %d blocks, %s, %.2f evaluations per block, %.3f s on %s\n", out,
+    const std::string near_ties = method == SweepChoice::kExhaustive
+                                      ? absl::StrCat(", ", summary.near_ties, " near-ties")
+                                      : "";
+    absl::PrintF("%s: %d blocks, %s, %.2f evaluations per block%s, %.3f s on %s\n", out,
                  summary.blocks, ToAbsl(NameOf(method)),
                  summary.blocks == 0 ? 0.0
                                      : static_cast<double>(summary.evaluations) /
                                            static_cast<double>(summary.blocks),
-                 summary.seconds, device->name());
+                 near_ties, summary.seconds, device->name());
     return absl::OkStatus();
   }
 };

@@ -52,6 +52,9 @@ struct SweepResult {
   std::vector<float> loss;
   float global_amax = 0;    // the g that was used
   int64_t evaluations = 0;  // candidate losses computed, over all blocks
+  // Blocks whose runner-up's loss is within 1e-6 of the best, relatively; counted by the exhaustive
+  // method only.
+  int64_t near_ties = 0;
 };
 
 struct SweptTensor {

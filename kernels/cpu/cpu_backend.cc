@@ -249,10 +249,11 @@ class CpuBackend final : public Backend {
                           factors.empty() ? nullptr : factors.data(),
                           result.code.data(),
                           result.loss.data()};
-    std::atomic<int64_t> evaluations{0};
-    const auto finish = [&](int64_t begin, int64_t end, int64_t count) {
+    std::atomic<int64_t> evaluations{0}, near_ties{0};
+    const auto finish = [&](int64_t begin, int64_t end, const SweepCounts& counts) {
       for (int64_t b = begin; b < end; ++b) result.best_amax[b] = amax_of_code[result.code[b]];
-      evaluations += count;
+      evaluations += counts.evaluations;
+      near_ties += counts.near_ties;
     };
     if (factors.empty()) {
       pool_.ParallelFor(x.rows * blocks_per_row, kGrainBlocks, [&](int64_t begin, int64_t end) {
@@ -267,6 +268,7 @@ class CpuBackend final : public Backend {
       });
     }
     result.evaluations = evaluations;
+    result.near_ties = near_ties;
     return absl::OkStatus();
   }
 
@@ -328,7 +330,7 @@ class CpuBackend final : public Backend {
                                result.loss.data()};
     std::atomic<int64_t> evaluations{0};
     pool_.ParallelFor(blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-      evaluations += kernels_.multiplier_search(job, begin, end);
+      evaluations += kernels_.multiplier_search(job, begin, end).evaluations;
     });
     result.evaluations = evaluations;
     return absl::OkStatus();

@@ -46,6 +46,12 @@ struct MultiplierJob {
   float* loss;
 };
 
+// Over the blocks of a job; see SweepResult.
+struct SweepCounts {
+  int64_t evaluations = 0;
+  int64_t near_ties = 0;
+};
+
 struct CpuKernels {
   std::string_view name;
 
@@ -58,11 +64,11 @@ struct CpuKernels {
   // tile_2d, over 16x16 tiles [begin, end), row-major.
   void (*encode_tiles)(const EncodeJob& job, int64_t begin, int64_t end);
 
-  // Over blocks [begin, end); they return the number of losses evaluated.
-  int64_t (*scale_sweep)(const SweepJob& job, int64_t begin, int64_t end);
-  int64_t (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
+  // Over blocks [begin, end).
+  SweepCounts (*scale_sweep)(const SweepJob& job, int64_t begin, int64_t end);
+  SweepCounts (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
   // Over rows [begin, end).
-  int64_t (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
+  SweepCounts (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
 };
 
 // The reference: one function of quant/numerics after another.

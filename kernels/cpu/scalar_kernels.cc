@@ -140,40 +140,42 @@ float LoadMagnitudes(const MatrixView& x, int64_t b, float a[kBlockSize]) {
   return BlockAmax(a);
 }
 
-int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
+  const bool exhaustive = job.method == SweepMethod::kExhaustive;
+  SweepCounts counts;
   for (int64_t b = begin; b < end; ++b) {
     float a[kBlockSize];
     const float amax = LoadMagnitudes(job.x, b, a);
-    const SweepWinner winner = job.method == SweepMethod::kExhaustive
-                                   ? SweepExhaustive(a, *job.table)
-                                   : SweepPruned(a, amax, *job.table);
+    const SweepWinner winner =
+        exhaustive ? SweepExhaustive(a, *job.table) : SweepPruned(a, amax, *job.table);
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.loss[b] = winner.loss;
-    evaluations += winner.evaluations;
+    counts.evaluations += winner.evaluations;
+    counts.near_ties += exhaustive && winner.near_tie;
   }
-  return evaluations;
+  return counts;
 }
 
-int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
+  const bool exhaustive = job.method == SweepMethod::kExhaustive;
+  SweepCounts counts;
   const int64_t blocks_per_row = job.x.cols / kBlockSize;
   for (int64_t b = begin * blocks_per_row; b < end * blocks_per_row; ++b) {
     const HessianFactor& factor = job.factors[b % blocks_per_row];
     float w[kBlockSize];
     LoadBlock(job.x, b * kBlockSize, w);
-    const SweepWinner winner = job.method == SweepMethod::kExhaustive
-                                   ? HessianSweepExhaustive(w, *job.table, factor)
-                                   : HessianSweepPruned(w, BlockAmax(w), *job.table, factor);
+    const SweepWinner winner = exhaustive ? HessianSweepExhaustive(w, *job.table, factor)
+                                          : HessianSweepPruned(w, BlockAmax(w), *job.table, factor);
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.loss[b] = winner.loss;
-    evaluations += winner.evaluations;
+    counts.evaluations += winner.evaluations;
+    counts.near_ties += exhaustive && winner.near_tie;
   }
-  return evaluations;
+  return counts;
 }
 
-int64_t MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   for (int64_t b = begin; b < end; ++b) {
     float a[kBlockSize];
     const float amax = LoadMagnitudes(job.x, b, a);
@@ -182,9 +184,9 @@ int64_t MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t 
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.best_amax[b] = winner.block_amax;
     job.loss[b] = winner.loss;
-    evaluations += winner.evaluations;
+    counts.evaluations += winner.evaluations;
   }
-  return evaluations;
+  return counts;
 }
 
 }  // namespace

@@ -610,14 +610,35 @@ HWY_INLINE VI WindowEnd(VI first) {
   return hn::Min(end, hn::Set(di, kE4m3Codes));
 }
 
-HWY_INLINE void SweepAll(const Stage& a, const SweepTable& table, Best& best) {
+// The second best of each lane, as SweepConsider has it.
+struct RunnerUp {
+  VF loss;
+
+  HWY_INLINE RunnerUp() : loss(hn::Set(df, FloatFromBits(0x7F800000u))) {}
+
+  // To be called before best.Take.
+  HWY_INLINE void Consider(MF wins, VF candidate_loss, const Best& best) {
+    const VF loser = hn::IfThenElse(wins, best.loss, candidate_loss);
+    loss = hn::IfThenElse(hn::Lt(loser, loss), loser, loss);
+  }
+  HWY_INLINE MF IsNear(const Best& best) const {
+    return hn::Le(loss, hn::Mul(best.loss, hn::Set(df, kSweepNearTie)));
+  }
+};
+
+// Returns the lanes that are near-ties.
+HWY_INLINE MF SweepAll(const Stage& a, const SweepTable& table, Best& best) {
   best.loss = Loss<true>(a, hn::Set(df, table.decode_scale[1]));
   best.code = hn::Set(di, 1);
+  RunnerUp runner_up;
   for (int k = 2; k <= kE4m3Codes; ++k) {
     const VF loss = Loss<true>(a, hn::Set(df, table.decode_scale[k]));
-    best.Take(hn::Lt(loss, best.loss), loss, hn::Set(di, k));
+    const MF wins = hn::Lt(loss, best.loss);
+    runner_up.Consider(wins, loss, best);
+    best.Take(wins, loss, hn::Set(di, k));
   }
   best.evaluations = hn::Set(di, kE4m3Codes);
+  return runner_up.IsNear(best);
 }
 
 // Follows SweepPruned. With reciprocals the losses are approximate: `runner_up` then has the second
@@ -693,6 +714,10 @@ HWY_INLINE int64_t SumLanes(VI v, int64_t lanes) {
   return sum;
 }
 
+HWY_INLINE int64_t CountLanes(MF mask, int64_t lanes) {
+  return SumLanes(hn::IfThenElseZero(hn::RebindMask(di, mask), hn::Set(di, 1)), lanes);
+}
+
 // All-zero blocks have loss 0 under every code and get the first. Blocks whose squares overflowed
 // everywhere in the window are left to `exhaustive`(lane).
 template <typename Exhaustive>
@@ -719,8 +744,8 @@ HWY_INLINE void FinishPruned(VF amax, int64_t lanes, Best& best, const Exhaustiv
   best.loss = hn::Load(df, losses);
 }
 
-int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   for (int64_t b = begin; b < end; b += Lanes()) {
     const int64_t lanes = std::min(Lanes(), end - b);
     Stage a;
@@ -728,7 +753,7 @@ int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
     const VF amax = TakeMagnitudes(a);
     Best best;
     if (job.method == SweepMethod::kExhaustive) {
-      SweepAll(a, *job.table, best);
+      counts.near_ties += CountLanes(SweepAll(a, *job.table, best), lanes);
     } else if (!job.table->prunable) {
       SweepAll(a, *job.table, best);
       const auto zero = hn::RebindMask(di, hn::Eq(amax, hn::Zero(df)));
@@ -743,13 +768,13 @@ int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
     }
     StoreBytes(hn::BitCast(du, best.code), lanes, job.code + b);
     StoreFloats(best.loss, lanes, job.loss + b);
-    evaluations += SumLanes(best.evaluations, lanes);
+    counts.evaluations += SumLanes(best.evaluations, lanes);
   }
-  return evaluations;
+  return counts;
 }
 
-int64_t MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   const VF global_decode_scale = hn::Set(df, job.global_decode_scale);
   for (int64_t b = begin; b < end; b += Lanes()) {
     const int64_t lanes = std::min(Lanes(), end - b);
@@ -775,9 +800,9 @@ int64_t MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
     StoreBytes(hn::BitCast(du, best.code), lanes, job.code + b);
     StoreFloats(best_amax, lanes, job.best_amax + b);
     StoreFloats(best.loss, lanes, job.loss + b);
-    evaluations += SumLanes(best.evaluations, lanes);
+    counts.evaluations += SumLanes(best.evaluations, lanes);
   }
-  return evaluations;
+  return counts;
 }
 
 // --- The Hessian sweep: a lane is a row, all lanes share the slice's factor ----------------------
@@ -817,18 +842,28 @@ HWY_INLINE VF SaturationBound(const Stage& a, VF decode_scale, const HessianFact
   return bound;
 }
 
-HWY_INLINE void HessianSweepAll(const Stage& w, const SweepTable& table,
-                                const HessianFactor& factor, Best& best) {
+// Returns the lanes that are near-ties. A candidate is left where its sum exceeds the best loss so
+// far by more than a near-tie may. That loses none: the best loss only falls and multiplication is
+// monotone, so what exceeds the limit of its time, the sum returned and the whole loss alike,
+// exceeds the last limit, too; and what is within the last limit never exceeded one, so it was
+// computed to its end.
+HWY_INLINE MF HessianSweepAll(const Stage& w, const SweepTable& table, const HessianFactor& factor,
+                              Best& best) {
   const VF infinity = hn::Set(df, FloatFromBits(0x7F800000u));
   const MF every = hn::Eq(infinity, infinity);
   best.loss = HessianLoss(w, hn::Set(df, table.decode_scale[1]), factor, infinity, every);
   best.code = hn::Set(di, 1);
+  RunnerUp runner_up;
   for (int k = 2; k <= kE4m3Codes; ++k) {
     const VF scale = hn::Set(df, table.decode_scale[k]);
-    const VF loss = HessianLoss(w, scale, factor, best.loss, every);
-    best.Take(hn::Lt(loss, best.loss), loss, hn::Set(di, k));
+    const VF limit = hn::Mul(best.loss, hn::Set(df, kSweepNearTie));
+    const VF loss = HessianLoss(w, scale, factor, limit, every);
+    const MF wins = hn::Lt(loss, best.loss);
+    runner_up.Consider(wins, loss, best);
+    best.Take(wins, loss, hn::Set(di, k));
   }
   best.evaluations = hn::Set(di, kE4m3Codes);
+  return runner_up.IsNear(best);
 }
 
 // See HessianSweepPruned.
@@ -889,8 +924,8 @@ HWY_INLINE void HessianSweepBounded(const Stage& w, VF amax, const SweepTable& t
   }
 }
 
-int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   const int64_t blocks_per_row = job.x.cols / kBlockSize;
   for (int64_t row = begin; row < end; row += Lanes()) {
     const int64_t lanes = std::min(Lanes(), end - row);
@@ -901,7 +936,7 @@ int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
       const VF amax = Amax(w);
       Best best;
       if (job.method == SweepMethod::kExhaustive) {
-        HessianSweepAll(w, *job.table, factor, best);
+        counts.near_ties += CountLanes(HessianSweepAll(w, *job.table, factor, best), lanes);
       } else if (!job.table->prunable) {
         HessianSweepAll(w, *job.table, factor, best);
         const auto zero = hn::RebindMask(di, hn::Eq(amax, hn::Zero(df)));
@@ -923,10 +958,10 @@ int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
         job.code[b] = static_cast<uint8_t>(codes[lane]);
         job.loss[b] = losses[lane];
       }
-      evaluations += SumLanes(best.evaluations, lanes);
+      counts.evaluations += SumLanes(best.evaluations, lanes);
     }
   }
-  return evaluations;
+  return counts;
 }
 
 const CpuKernels* Kernels() {

@@ -55,7 +55,8 @@ NIBBLE_HD SweepTable MakeSweepTable(float g, float bound) {
 struct SweepWinner {
   int code;
   float loss;
-  int evaluations;  // candidates whose loss was computed
+  int evaluations;        // candidates whose loss was computed
+  bool near_tie = false;  // see kSweepNearTie; of exhaustive searches only
 };
 
 // Adds the squared error of one element, a = |w|, to a running sum.
@@ -74,13 +75,29 @@ NIBBLE_HD float SweepLoss(const float a[kBlockSize], float decode_scale) {
   return AddRn(even, odd);
 }
 
+// A block is a near-tie where the loss of its runner-up is at most the best one times this: within
+// 1e-6, relatively. There a search that is exact only up to rounding may find another winner.
+inline constexpr float kSweepNearTie = 1.0f + 1e-6f;
+
+// One step of an exhaustive search: runner_up = min(runner_up, max(best, loss)).
+NIBBLE_HD void SweepConsider(int k, float loss, SweepWinner& best, float& runner_up) {
+  if (loss < best.loss) {
+    runner_up = best.loss;
+    best.loss = loss;
+    best.code = k;
+  } else if (loss < runner_up) {
+    runner_up = loss;
+  }
+}
+
 // The definition.
 NIBBLE_HD SweepWinner SweepExhaustive(const float a[kBlockSize], const SweepTable& table) {
   SweepWinner best = {1, SweepLoss(a, table.decode_scale[1]), kE4m3Codes};
+  float runner_up = FloatFromBits(0x7F800000u);
   for (int k = 2; k <= kE4m3Codes; ++k) {
-    const float loss = SweepLoss(a, table.decode_scale[k]);
-    if (loss < best.loss) best = {k, loss, kE4m3Codes};
+    SweepConsider(k, SweepLoss(a, table.decode_scale[k]), best, runner_up);
   }
+  best.near_tie = runner_up <= MulRn(best.loss, kSweepNearTie);
   return best;
 }
 

@@ -33,6 +33,7 @@ using ::nibble::testing::Tensor;
 using ::nibble::testing::TensorOf;
 using ::nibble::testing::Write;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 using Args = std::vector<std::string>;
@@ -243,6 +244,12 @@ TEST_F(NibbleTest, SweepsWithEachOption) {
       EXPECT_EQ(out.tensors["scale2"].dtype, DType::kF32);
     }
   }
+}
+
+TEST_F(NibbleTest, AnExhaustiveSweepReportsNearTies) {
+  Write(in_, {TensorOf("w", DType::kBf16, {2, 16}, std::vector<float>(32, 0.0f))});
+  EXPECT_THAT(Nibble(Sweep("w", {"--method", "exhaustive"})).out, HasSubstr(", 2 near-ties, "));
+  EXPECT_THAT(Nibble(Sweep("w")).out, Not(HasSubstr("near-ties")));
 }
 
 TEST_F(NibbleTest, DequantizesToBothTypes) {
@@ -471,7 +478,20 @@ TEST_F(NibbleTest, KilledInTheMiddleOfTheWorkLeavesNothing) {
   EXPECT_FALSE(fs::exists(out_));
 }
 
-// Killed as soon as the temporary appears, the new file is there whole or not at all.
+// Whether the process has a file of the folder open that is none of `known`: one that it is
+// writing, under a temporary name or under none.
+bool IsWriting(const Process& process, const std::string& folder, const Args& known) {
+  std::error_code error, ended;
+  fs::directory_iterator open_file("/proc/" + std::to_string(process.pid()) + "/fd", error);
+  for (; !error && open_file != fs::directory_iterator(); open_file.increment(error)) {
+    const std::string file = fs::read_symlink(open_file->path(), ended).string();
+    const bool is_known = std::find(known.begin(), known.end(), file) != known.end();
+    if (file.rfind(folder + "/", 0) == 0 && !is_known) return true;
+  }
+  return false;
+}
+
+// Killed as soon as it begins to write, the new file is there whole or not at all.
 TEST_F(NibbleTest, KilledInTheMiddleOfTheWriteLeavesTheOldFileOrTheNew) {
   Write(in_, {TensorOf("w", DType::kBf16, {2048, 4096}, std::vector<float>(2048 * 4096, 1.25f))});
   ExpectSuccess(Quantize("w"));
@@ -480,7 +500,7 @@ TEST_F(NibbleTest, KilledInTheMiddleOfTheWriteLeavesTheOldFileOrTheNew) {
   for (int round = 0; round < 5; ++round) {
     PutFile(out_, "old");
     Process process(Args{NIBBLE_PROGRAM} + Quantize("w"));
-    while (!process.HasEnded() && folder_.Names().size() < 3) {
+    while (!process.HasEnded() && !IsWriting(process, folder_.path(), {in_, out_})) {
     }
     process.Kill();
     process.Wait();

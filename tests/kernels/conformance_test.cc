@@ -55,6 +55,7 @@ class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
     EXPECT_TRUE(SameBytes(expected->loss, actual->loss)) << "loss";
     EXPECT_TRUE(SameBytes(expected->best_amax, actual->best_amax)) << "best_amax";
     EXPECT_EQ(expected->evaluations, actual->evaluations);
+    EXPECT_EQ(expected->near_ties, actual->near_ties);
   }
 };
 
@@ -173,6 +174,54 @@ TEST_P(ConformanceTest, HessianSweeps) {
                         simd_->ScaleSweepHessian(params, x.view, h));
       }
     }
+  }
+}
+
+// One block at a time, in every lane, so that a lane's flag shows in the count.
+TEST_P(ConformanceTest, NearTiesBlockByBlock) {
+  constexpr int64_t kCopies = 16;
+  const auto exhaustive = [](float g) {
+    return ScaleSweepParams{SweepMethod::kExhaustive, 448, g};
+  };
+  // All but the last channel weigh so little that candidates which agree in that one (q = 3 under
+  // twice the scale of q = 6) differ by some 1e-6: their partial sums, which begin with it, end
+  // before, within and after a near-tie's reach.
+  std::vector<float> h(256, 0.0f);
+  for (int i = 0; i < 16; ++i) h[i * 17] = i == 15 ? 1.0f : 3e-8f;
+  int64_t near_ties[2] = {}, blocks = 0;
+  for (Distribution d : {Distribution::kNormal, Distribution::kOnGrid, Distribution::kUniform}) {
+    const std::vector<float> values = SyntheticValues(d, 300 * 16, 6);
+    for (int64_t b = 0; b < 300; ++b, ++blocks) {
+      SCOPED_TRACE(std::string(NameOf(d)) + " " + std::to_string(b));
+      std::vector<float> copies;
+      for (int64_t i = 0; i < kCopies; ++i) {
+        copies.insert(copies.end(), &values[b * 16], &values[b * 16] + 16);
+      }
+      const MatrixView one = {copies.data(), DType::kF32, 1, 16};
+      const MatrixView many = {copies.data(), DType::kF32, kCopies, 16};
+      const float g = 3.0f + 0.01f * static_cast<float>(b);
+      const int64_t plain = scalar_->ScaleSweep(exhaustive(g), one)->near_ties;
+      const int64_t weighted = scalar_->ScaleSweepHessian(exhaustive(g), one, h)->near_ties;
+      EXPECT_EQ(simd_->ScaleSweep(exhaustive(g), many)->near_ties, kCopies * plain);
+      EXPECT_EQ(simd_->ScaleSweepHessian(exhaustive(g), many, h)->near_ties, kCopies * weighted);
+      near_ties[0] += plain;
+      near_ties[1] += weighted;
+    }
+  }
+  for (int64_t count : near_ties) {
+    EXPECT_GT(count, 0);
+    EXPECT_LT(count, blocks);
+  }
+  // Counted by the exhaustive method only, even where the pruned one must search exhaustively:
+  // under g = 0 all candidates are alike.
+  const std::vector<float> ones(16, 1.0f);
+  const MatrixView x = {ones.data(), DType::kF32, 1, 16};
+  const ScaleSweepParams pruned = {SweepMethod::kPruned, 448, 0.0f};
+  for (Backend* backend : {scalar_.get(), simd_.get()}) {
+    EXPECT_EQ(backend->ScaleSweep(exhaustive(0.0f), x)->near_ties, 1);
+    EXPECT_EQ(backend->ScaleSweep(pruned, x)->near_ties, 0);
+    EXPECT_EQ(backend->ScaleSweepHessian(exhaustive(0.0f), x, h)->near_ties, 1);
+    EXPECT_EQ(backend->ScaleSweepHessian(pruned, x, h)->near_ties, 0);
   }
 }
 
