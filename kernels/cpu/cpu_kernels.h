@@ -46,12 +46,6 @@ struct MultiplierJob {
   float* loss;
 };
 
-// Over the blocks of a job; see SweepResult.
-struct SweepCounts {
-  int64_t evaluations = 0;
-  int64_t near_ties = 0;
-};
-
 struct CpuKernels {
   std::string_view name;
 

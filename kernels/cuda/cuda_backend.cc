@@ -73,8 +73,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    SweepCounts totals;
+    NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     const ScaleSweepArgs args = {
         .x = data.get(),
         .blocks = blocks,
@@ -85,7 +85,7 @@ class CudaBackend final : public Backend {
         .code = code.get(),
         .best_amax = best_amax.get(),
         .loss = loss.get(),
-        .evaluations = evaluations.get(),
+        .counts = counts.get(),
     };
     NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
     result.code.resize(blocks);
@@ -94,8 +94,11 @@ class CudaBackend final : public Backend {
     NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
     NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
-    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
-    return Synchronize();
+    NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.evaluations = totals.evaluations;
+    result.near_ties = totals.near_ties;
+    return absl::OkStatus();
   }
 
   static EncodeMethod MethodOf(const QuantizeParams& params) {
@@ -191,8 +194,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
     NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<double>(1));
     NIBBLE_ASSIGN_OR_RETURN(const auto group_sums, Allocate<double>(blocks / kLossGroup + 1));
-    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    SweepCounts totals;
+    NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     const ScaleSweepArgs args = {
         .x = data.get(),
         .blocks = blocks,
@@ -201,7 +204,7 @@ class CudaBackend final : public Backend {
         .exhaustive = params.method == SweepMethod::kExhaustive,
         .tables = tables.get(),
         .code = out.layout.swizzled ? nullptr : scale.get(),
-        .evaluations = evaluations.get(),
+        .counts = counts.get(),
         .encode = {.packed = packed.get(),
                    .swizzled_scale = out.layout.swizzled ? scale.get() : nullptr,
                    .blocks_per_row = out.layout.blocks_per_row(),
@@ -212,8 +215,10 @@ class CudaBackend final : public Backend {
     NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
     NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(&result.loss));
-    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
-    return Synchronize();
+    NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.evaluations = totals.evaluations;
+    return absl::OkStatus();
   }
 
   static absl::Status NotYet(const char* what) {

@@ -345,7 +345,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
   // A warp's first chunk is its own; then warps fetch what is left, for multiprocessors are not
   // equally fast.
   int64_t next = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
-  unsigned evaluations = 0;
+  unsigned evaluations = 0, near_ties = 0;
   for (;;) {
     const int64_t base = __shfl_sync(kWholeWarp, next, 0) * kWarpBlocks;
     if (base >= args.blocks) break;
@@ -436,6 +436,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
         const SweepWinner winner = SweepByDefinition<T>(args.x, b, t.table, args.exhaustive);
         best = Key(winner.loss, winner.code);
         evaluations += winner.evaluations;
+        near_ties += args.exhaustive && winner.near_tie;
       }
       const int code = static_cast<int>(best & 0xFF);
       const float loss = FloatFromBits(static_cast<uint32_t>(best >> 32));
@@ -479,14 +480,16 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ScaleSweepKernel(ScaleSweepArg
                              args.encode.loss_sum);
     }
   }
-  if (args.evaluations != nullptr) {
-    unsigned long long sum = evaluations;
-    for (int offset = 16; offset > 0; offset /= 2) {
-      sum += __shfl_down_sync(kWholeWarp, sum, offset);
-    }
-    if (lane == 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations), sum);
-    }
+  if (args.counts != nullptr) {
+    const auto add = [&](int64_t& total, unsigned count) {
+      const unsigned sum = __reduce_add_sync(kWholeWarp, count);
+      if (lane == 0) {
+        atomicAdd(reinterpret_cast<unsigned long long*>(&total),
+                  static_cast<unsigned long long>(sum));
+      }
+    };
+    add(args.counts->evaluations, evaluations);
+    add(args.counts->near_ties, near_ties);
   }
 }
 

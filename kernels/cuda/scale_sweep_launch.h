@@ -48,7 +48,7 @@ struct ScaleSweepArgs {
   uint8_t* code = nullptr;
   float* best_amax = nullptr;
   float* loss = nullptr;
-  int64_t* evaluations = nullptr;    // added to; may be null
+  SweepCounts* counts = nullptr;     // added to; may be null
   ScaleSweepEncodeArgs encode = {};  // in the same pass; not if encode.packed is null
 };
 

@@ -59,6 +59,12 @@ struct SweepWinner {
   bool near_tie = false;  // see kSweepNearTie; of exhaustive searches only
 };
 
+// Over many blocks.
+struct SweepCounts {
+  int64_t evaluations = 0;
+  int64_t near_ties = 0;
+};
+
 // Adds the squared error of one element, a = |w|, to a running sum.
 NIBBLE_HD float SweepAccumulate(float sum, float a, float decode_scale) {
   const float q = E2m1Magnitude(E2m1Index(DivRn(a, decode_scale)));

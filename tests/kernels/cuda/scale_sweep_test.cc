@@ -45,7 +45,10 @@ TEST_F(CudaScaleSweepTest, SweepsEveryDistribution) {
             const ScaleSweepParams params = {method, e4m3_max, g};
             const auto actual = cuda_->ScaleSweep(params, x);
             ASSERT_TRUE(actual.ok()) << actual.status();
-            ExpectSame(*cpu_->ScaleSweep(params, x), *actual);
+            const SweepResult expected = *cpu_->ScaleSweep(params, x);
+            ExpectSame(expected, *actual);
+            EXPECT_EQ(expected.near_ties, actual->near_ties);
+            EXPECT_GT(actual->evaluations, method == SweepMethod::kExhaustive ? 0 : -1);
           }
         }
       }
@@ -109,7 +112,6 @@ TEST_F(CudaScaleSweepTest, EveryConfigReplaysFromAGraph) {
           .code = code.get(),
           .best_amax = best_amax.get(),
           .loss = loss.get(),
-          .evaluations = nullptr,
       };
       ReplayFromGraph(
           [&](cudaStream_t stream) {
