@@ -58,11 +58,14 @@ class TrialMemory {
     return reinterpret_cast<T*>(buffers_.back().get());
   }
 
-  // Milliseconds between two points of the stream.
+  // Milliseconds that the device takes for what `work` launches: captured in a graph first, or the
+  // host's speed would decide where kernels are short.
   absl::StatusOr<double> Time(const std::function<cudaError_t()>& work) {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    NIBBLE_ASSIGN_OR_RETURN(const Graph graph, Capture(work));
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaGraphUpload(graph.get(), stream_));
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaEventRecord(start_, stream_));
-    NIBBLE_RETURN_IF_ERROR(CudaStatus(work(), "launch"));
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaGraphLaunch(graph.get(), stream_));
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaEventRecord(stop_, stream_));
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(stop_));
     float milliseconds = 0;
@@ -73,6 +76,22 @@ class TrialMemory {
  private:
   TrialMemory(int device, const TuningTrial& trial)
       : device_(device), dtype_(trial.dtype), rows_(trial.rows), cols_(trial.cols) {}
+
+  using Graph = std::unique_ptr<CUgraphExec_st, decltype(&cudaGraphExecDestroy)>;
+
+  absl::StatusOr<Graph> Capture(const std::function<cudaError_t()>& work) {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    const cudaError_t launched = work();
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    cudaError_t captured = cudaStreamEndCapture(stream_, &graph);
+    if (captured == cudaSuccess) captured = cudaGraphInstantiate(&executable, graph, 0);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    Graph owned(executable, cudaGraphExecDestroy);
+    NIBBLE_RETURN_IF_ERROR(CudaStatus(launched, "launch"));
+    NIBBLE_RETURN_IF_ERROR(CudaStatus(captured, "capture"));
+    return owned;
+  }
 
   // Several matrices in one allocation: two, or as many as fill the L2 cache four times.
   absl::Status MakeInputs(std::span<const std::byte> sample) {
