@@ -20,6 +20,7 @@ namespace nibble {
 namespace {
 
 constexpr size_t kMostStoreBytes = size_t{1} << 20;
+constexpr int64_t kMostElements = int64_t{1} << 48;  // their bytes, twice, still fit an int64
 constexpr int64_t kSampleElements = int64_t{1} << 20;
 
 int BucketOf(const TuneShape& shape) { return TuningBucket(shape.rows * shape.cols / kBlockSize); }
@@ -62,9 +63,10 @@ absl::StatusOr<TuneShape> ParseTuneShape(std::string_view text) {
   if (x == text.size() || !absl::SimpleAtoi(ToAbsl(text.substr(0, x)), &shape.rows) ||
       !absl::SimpleAtoi(ToAbsl(text.substr(x + 1)), &shape.cols) || shape.rows <= 0 ||
       shape.cols <= 0 || shape.cols % kBlockSize != 0 ||
-      __builtin_mul_overflow(shape.rows, shape.cols, &size)) {
+      __builtin_mul_overflow(shape.rows, shape.cols, &size) || size > kMostElements) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "shape: expected ROWSxCOLUMNS, the columns a multiple of 16, got ", Quoted(text)));
+        "shape: expected ROWSxCOLUMNS, the columns a multiple of 16, at most 2^48 elements, got ",
+        Quoted(text)));
   }
   return shape;
 }

@@ -22,7 +22,8 @@ struct TuneShape {
   int64_t cols = 0;
 };
 
-// "8192x4096"; InvalidArgument unless both are positive and the columns a multiple of 16.
+// "8192x4096"; InvalidArgument unless both are positive, the columns a multiple of 16, and the
+// elements at most 2^48.
 absl::StatusOr<TuneShape> ParseTuneShape(std::string_view text);
 
 struct TuneRequest {

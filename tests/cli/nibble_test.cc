@@ -369,7 +369,7 @@ TEST_F(NibbleTest, WrongArgumentsExit2) {
       {{"tune", "--ops", ""}, "ops: expected some of scale_sweep"},
       {{"tune", "--device", "cpu"}, "--device: expected cuda:N, got \"cpu\""},
       {{"tune", "--device", "0"}, "--device: expected cuda:N"},
-      {{"tune", "--shapes", "512x500"}, "a multiple of 16, got \"512x500\""},
+      {{"tune", "--shapes", "512x500"}, "a multiple of 16, at most 2^48 elements, got \"512x500\""},
       {{"tune", "--shapes", "512x512,x"}, "got \"x\""},
       {{"tune", "--shapes", "512x512,513x512"}, "got 512x512 and 513x512"},
       {{"tune", "--out", folder_.path()}, "a regular file"},

@@ -145,8 +145,10 @@ TEST(ParseTuneShapeTest, TakesRowsAndColumns) {
   ASSERT_TRUE(shape.ok());
   EXPECT_EQ(shape->rows, 3);
   EXPECT_EQ(shape->cols, 4096);
-  for (const char* text : {"", "x", "16", "16x", "x16", "0x16", "-1x16", "1x0", "1x8", "1x-16",
-                           "1x16x16", "1X16", "4611686018427387904x32", "1e3x16"}) {
+  EXPECT_TRUE(ParseTuneShape("17592186044416x16").ok());
+  for (const char* text :
+       {"", "x", "16", "16x", "x16", "0x16", "-1x16", "1x0", "1x8", "1x-16", "1x16x16", "1X16",
+        "4611686018427387904x32", "288230376151711744x16", "281474976710656x16", "1e3x16"}) {
     EXPECT_TRUE(
         IsError(ParseTuneShape(text), absl::StatusCode::kInvalidArgument, "shape: expected"))
         << text;
