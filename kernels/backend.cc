@@ -189,15 +189,22 @@ absl::StatusOr<ErrorStats> Backend::MeasureError(const MatrixView& x, const Pack
   return DoMeasureError(x, packed);
 }
 
+std::optional<int> CudaDeviceOf(std::string_view name) {
+  constexpr std::string_view kCuda = "cuda:";
+  int device;
+  if (!name.starts_with(kCuda) || !absl::SimpleAtoi(ToAbsl(name.substr(kCuda.size())), &device) ||
+      device < 0) {
+    return std::nullopt;
+  }
+  return device;
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
                                                      const BackendOptions& options) {
   if (name == "auto" || name == "cpu") return MakeCpuBackend(options);
   if (name == "cpu-scalar") return MakeScalarBackend(options);
-  int device;
-  constexpr std::string_view kCuda = "cuda:";
-  if (name.starts_with(kCuda) && absl::SimpleAtoi(ToAbsl(name.substr(kCuda.size())), &device) &&
-      device >= 0) {
-    return MakeCudaBackend(device);
+  if (const std::optional<int> device = CudaDeviceOf(name)) {
+    return MakeCudaBackend(*device, options.tuning);
   }
   return absl::InvalidArgumentError(
       absl::StrCat("backend: expected auto, cpu, cpu-scalar or cuda:N, got '", ToAbsl(name), "'"));

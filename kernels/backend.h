@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "base/enum_names.h"
 #include "base/tensor_view.h"
+#include "kernels/tuning/store.h"
 #include "quant/error_stats.h"
 #include "quant/numerics/scale_sweep.h"
 #include "quant/packed_tensor.h"
@@ -135,7 +136,12 @@ class Backend {
 
 struct BackendOptions {
   int threads = 0;  // of a CPU backend; 0 means one for each CPU this process may use
+  // Of a CUDA backend: launch shapes that replace the shipped picks; see `nibble tune`.
+  TuningStore tuning = {};
 };
+
+// The N of "cuda:N"; nullopt for any other name.
+std::optional<int> CudaDeviceOf(std::string_view name);
 
 // By name: "auto" (the best there is), "cpu", "cpu-scalar" (the plain reference), "cuda:N". One
 // asked for by name never falls back: Unavailable where it does not exist here.

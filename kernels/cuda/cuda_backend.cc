@@ -4,20 +4,23 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
+#include "kernels/cuda/tunable_ops.h"
 
 namespace nibble {
 namespace {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, cudaStream_t stream, std::string name)
-      : device_(device), stream_(stream), name_(std::move(name)) {}
+  CudaBackend(int device, cudaStream_t stream, std::string name, std::vector<ConfigPicks> configs)
+      : device_(device), stream_(stream), name_(std::move(name)), configs_(std::move(configs)) {}
   ~CudaBackend() override {
     cudaSetDevice(device_);
     cudaStreamDestroy(stream_);
@@ -39,6 +42,10 @@ class CudaBackend final : public Backend {
   }
   absl::StatusOr<DeviceBuffer<char>> Upload(const MatrixView& x) {
     return Upload(static_cast<const char*>(x.data), x.size() * DTypeBytes(x.dtype));
+  }
+  // What tuning picked, or the default.
+  int ConfigOf(CudaOp op, DType dtype, int64_t blocks) const {
+    return configs_[static_cast<size_t>(op)](dtype, blocks);
   }
   absl::Status Synchronize() {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
@@ -87,7 +94,8 @@ class CudaBackend final : public Backend {
         .loss = loss.get(),
         .counts = counts.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
     result.code.resize(blocks);
     result.best_amax.resize(blocks);
     result.loss.resize(blocks);
@@ -211,7 +219,8 @@ class CudaBackend final : public Backend {
                    .loss_sum = loss.get(),
                    .group_sums = group_sums.get()},
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
     NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
     NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(&result.loss));
@@ -240,27 +249,18 @@ class CudaBackend final : public Backend {
   const int device_;
   const cudaStream_t stream_;
   const std::string name_;
+  const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-  cudaGetLastError();
-  if (device >= count) {
-    return absl::UnavailableError(
-        absl::StrCat("backend: expected a CUDA device of this machine, "
-                     "which has ",
-                     count, ", got cuda:", device));
-  }
-  cudaDeviceProp properties;
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, const TuningStore& tuning) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string name, UseCudaDevice(device));
   cudaStream_t stream;
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, device));
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return std::make_unique<CudaBackend>(device, stream,
-                                       absl::StrCat("cuda:", device, " (", properties.name, ")"));
+                                       absl::StrCat("cuda:", device, " (", name, ")"),
+                                       CudaConfigPicks(name, tuning));
 }
 
 }  // namespace nibble

@@ -128,8 +128,11 @@ class NibbleTest : public ::testing::Test {
 
 TEST_F(NibbleTest, SaysWhatItIs) {
   EXPECT_THAT(Nibble({"--version"}).out, StartsWith("0."));
-  for (const Args& args :
-       {Args{"--help"}, {"tensor", "--help"}, {"tensor", "quantize", "--help"}, {"demo", "-h"}}) {
+  for (const Args& args : {Args{"--help"},
+                           {"tensor", "--help"},
+                           {"tensor", "quantize", "--help"},
+                           {"demo", "-h"},
+                           {"tune", "-h"}}) {
     const ProcessResult result = Nibble(args);
     EXPECT_EQ(result.exit_code, 0) << Line(args);
     EXPECT_THAT(result.out, HasSubstr("Usage: nibble"));
@@ -369,6 +372,14 @@ TEST_F(NibbleTest, WrongArgumentsExit2) {
       {{"inspect", in_, "another"}, "another"},
       {{"demo", "--rows", "0"}, "--rows"},
       {{"demo", "--cols", "8"}, "--cols"},
+      {{"tune", "--ops", "scale_sweep,nothing"}, "ops: expected some of scale_sweep"},
+      {{"tune", "--ops", ""}, "ops: expected some of scale_sweep"},
+      {{"tune", "--device", "cpu"}, "--device: expected cuda:N, got \"cpu\""},
+      {{"tune", "--device", "0"}, "--device: expected cuda:N"},
+      {{"tune", "--shapes", "512x500"}, "a multiple of 16, at most 2^48 elements, got \"512x500\""},
+      {{"tune", "--shapes", "512x512,x"}, "got \"x\""},
+      {{"tune", "--shapes", "512x512,513x512"}, "got 512x512 and 513x512"},
+      {{"tune", "--out", folder_.path()}, "a regular file"},
   };
   for (const auto& c : kCases) ExpectFailure(c.args, kWrongArguments, c.piece);
 }
@@ -408,6 +419,7 @@ TEST_F(NibbleTest, BadDataExits3) {
       {{"tensor", "dequantize", in_, "--out", out_}, "nibble.packed.1"},
       {{"tensor", "dequantize", cut, "--out", out_}, "bytes that follow the header"},
       {{"inspect", cut}, "bytes that follow the header"},
+      {{"tune", "--out", cut}, "cut:1: first line: expected nibble tuning 1, got "},
   };
   for (const auto& c : kCases) ExpectFailure(c.args, kBadData, c.piece);
 }
@@ -427,6 +439,8 @@ TEST_F(NibbleTest, OtherFailuresExit1) {
       {{"tensor", "quantize", in_, "--tensor", "w", "--out", missing + "/out"}, missing + "/out"},
       {{"tensor", "sweep", in_, "--tensor", "w", "--out", missing + "/out"}, missing + "/out"},
       {{"tensor", "quantize", in_, "--tensor", "w", "--out", "/proc/out"}, "/proc/out"},
+      {{"tune", "--device", "cuda:99", "--out", missing + "/out"},
+       "tune on a machine that has one"},
   };
   for (const auto& c : kCases) ExpectFailure(c.args, kFailed, c.piece);
 }
