@@ -46,7 +46,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
     NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), stream_));
+        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), /*config=*/0, stream_));
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
