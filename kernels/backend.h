@@ -22,6 +22,7 @@
 #include "kernels/tuning/store.h"
 #include "quant/error_stats.h"
 #include "quant/numerics/scale_sweep.h"
+#include "quant/observation.h"
 #include "quant/packed_tensor.h"
 #include "quant/quantize_params.h"
 
@@ -74,6 +75,17 @@ class Backend {
   // with their number and the first's place.
   absl::StatusOr<float> Amax(const MatrixView& x);
 
+  // Maxima, binades and non-finite elements of x, in one read. NaN and infinity are counted, not
+  // refused.
+  absl::StatusOr<Observation> Observe(const ObserveParams& params, const MatrixView& x);
+
+  // hessians += X^T X for each slice of 16 columns of x (tokens x channels): cols / 16 slices of 16
+  // x 16 floats, as ScaleSweepHessian takes them. Several calls add up; the bits depend on how the
+  // tokens were split over calls (quant/numerics/hessian_sum.h), on nothing else.
+  // FailedPrecondition where an element of x or of hessians is NaN or infinite, or where a sum
+  // overflows; hessians are untouched then.
+  absl::Status AccumulateHessian(const MatrixView& x, std::span<float> hessians);
+
   // Codes, scales and maxima of x. Column-wise copies need rows, too, to be a multiple of 16;
   // tile_2d needs both.
   absl::StatusOr<PackedTensor> Quantize(const QuantizeParams& params, const MatrixView& x);
@@ -112,10 +124,16 @@ class Backend {
  protected:
   // For a matrix that is known to hold some, in host memory: how many, and where the first is.
   static absl::Status NonFiniteError(const MatrixView& x);
+  // For x whose sums are not finite, in `slice` first: because x is not, or because they overflow.
+  static absl::Status HessianSumError(const MatrixView& x, int64_t slice);
 
  private:
   // Each refuses NaN and infinity with NonFiniteError, so that a device reads its input once.
   virtual absl::StatusOr<float> DoAmax(const MatrixView& x) = 0;
+  // The exception: it counts them. `result` has its parameters, shape and sizes, and is all zero.
+  virtual absl::Status DoObserve(const MatrixView& x, Observation& result) = 0;
+  // Uses HessianSumError. x has rows.
+  virtual absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) = 0;
   virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                                   const MutablePackedView& out) = 0;
   virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;

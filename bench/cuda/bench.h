@@ -50,6 +50,8 @@ void Row(const std::string& work, const std::string& config, double milliseconds
          const std::string& note = "");
 
 // The benchmarks, each in its file.
+void BenchAccumulateHessian();
+void BenchObserve();
 void BenchQuantize();
 void BenchScaleSweep();
 

@@ -95,7 +95,10 @@ int main(int argc, char** argv) {
     std::string_view name;
     void (*run)();
   };
-  constexpr Work kWorks[] = {{"quantize", BenchQuantize}, {"scale_sweep", BenchScaleSweep}};
+  constexpr Work kWorks[] = {{"accumulate_hessian", BenchAccumulateHessian},
+                             {"observe", BenchObserve},
+                             {"quantize", BenchQuantize},
+                             {"scale_sweep", BenchScaleSweep}};
   for (int i = 1; i < argc; ++i) {
     if (std::ranges::none_of(kWorks, [&](const Work& work) { return work.name == argv[i]; })) {
       std::fprintf(stderr, "cuda_bench: expected");

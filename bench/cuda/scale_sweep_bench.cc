@@ -16,7 +16,7 @@ void BenchShape(int64_t rows, int64_t cols) {
   const DeviceMemory loss_sum = Allocate(sizeof(double));
   Row("device copy" + shape, "", CopyMs(4 * weights), 4.0 * weights);
   Row("amax" + shape, "", MedianMs([&](int run) {
-        return LaunchAmax(DType::kBf16, x[run], blocks, As<float>(amax), nullptr);
+        return LaunchAmax(DType::kBf16, x[run], blocks, As<float>(amax), /*config=*/0, nullptr);
       }),
       2.0 * weights);
   for (size_t config = 0; config < std::size(kScaleSweepConfigs); ++config) {

@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "quant/numerics/e2m1.h"
 #include "quant/numerics/four_over_six.h"
+#include "quant/numerics/hessian_sum.h"
 #include "quant/numerics/philox.h"
 #include "quant/numerics/scale_rules.h"
 
@@ -21,6 +22,33 @@ uint32_t MaxMagnitude(DType dtype, const void* data, int64_t count) {
     if (bits > largest) largest = bits;
   }
   return largest;
+}
+
+void BlockMagnitudes(DType dtype, const void* data, int64_t blocks, uint32_t* largest) {
+  const int64_t block_bytes = kBlockSize * (dtype == DType::kF32 ? 4 : 2);
+  for (int64_t b = 0; b < blocks; ++b) {
+    largest[b] = MaxMagnitude(dtype, static_cast<const char*>(data) + b * block_bytes, kBlockSize);
+  }
+}
+
+void RaiseMagnitudes(DType dtype, const void* data, int64_t count, void* largest) {
+  const int bytes = dtype == DType::kF32 ? 4 : 2;
+  for (int64_t i = 0; i < count; ++i) {
+    char* target = static_cast<char*>(largest) + i * bytes;
+    const uint32_t magnitude =
+        MaxMagnitude(dtype, static_cast<const char*>(data) + i * bytes, /*count=*/1);
+    if (magnitude > MaxMagnitude(dtype, target, /*count=*/1)) {
+      std::memcpy(target, &magnitude, bytes);
+    }
+  }
+}
+
+void HessianChain(const MatrixView& x, int64_t slice, int64_t first, int64_t last, float* sum) {
+  for (int64_t token = first; token < last; ++token) {
+    float channels[kBlockSize];
+    LoadBlock(x, token * x.cols + slice * kBlockSize, channels);
+    HessianAddToken(channels, sum);
+  }
 }
 
 // Everything that one outer amax decides.
@@ -195,6 +223,9 @@ const CpuKernels& ScalarKernels() {
   static constexpr CpuKernels kKernels = {
       .name = "scalar",
       .max_magnitude = MaxMagnitude,
+      .block_magnitudes = BlockMagnitudes,
+      .raise_magnitudes = RaiseMagnitudes,
+      .hessian_chain = HessianChain,
       .encode_blocks = EncodeBlocks,
       .encode_tiles = EncodeTiles,
       .scale_sweep = ScaleSweep,

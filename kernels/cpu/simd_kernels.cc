@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "quant/numerics/hessian_sum.h"
 #include "quant/numerics/hessian_sweep.h"
 #include "quant/numerics/philox.h"
 #include "quant/numerics/scale_rules.h"
@@ -503,6 +504,128 @@ uint32_t MaxMagnitude(DType dtype, const void* data, int64_t count) {
   return MaxBits<int16_t>(data, count, 0x7FFF);
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// The largest magnitude of each four consecutive words, which hold one element or two.
+template <bool kWide>
+HWY_INLINE VI LargestOf4Words(const int32_t* words) {
+  VI v[4];
+  hn::LoadInterleaved4(di, words, v[0], v[1], v[2], v[3]);
+  if constexpr (kWide) {
+    for (VI& word : v) word = hn::And(word, hn::Set(di, 0x7FFFFFFF));
+    return hn::Max(hn::Max(v[0], v[1]), hn::Max(v[2], v[3]));
+  } else {
+    const hn::Repartition<int16_t, DI> d16;
+    const auto magnitude = hn::Set(d16, 0x7FFF);
+    const auto halves = [&](VI word)
+                            HWY_ATTR { return hn::And(hn::BitCast(d16, word), magnitude); };
+    const VI largest = hn::BitCast(
+        di, hn::Max(hn::Max(halves(v[0]), halves(v[1])), hn::Max(halves(v[2]), halves(v[3]))));
+    return hn::Max(hn::And(largest, hn::Set(di, 0xFFFF)), hn::ShiftRight<16>(largest));
+  }
+}
+
+// The larger of every two neighbours of a and then of b.
+HWY_INLINE VI LargerOfPairs(VI a, VI b) {
+  return hn::Max(hn::ConcatEven(di, b, a), hn::ConcatOdd(di, b, a));
+}
+#endif
+
+void BlockMagnitudes(DType dtype, const void* data, int64_t blocks, uint32_t* largest) {
+  const bool wide = dtype == DType::kF32;
+  const char* bytes = static_cast<const char*>(data);
+  int64_t b = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if (reinterpret_cast<uintptr_t>(data) % 4 == 0) {
+    const int32_t* words = static_cast<const int32_t*>(data);
+    const int64_t step = 4 * Lanes();
+    for (; b + Lanes() <= blocks; b += Lanes()) {
+      VI block;
+      if (wide) {
+        const VI low =
+            LargerOfPairs(LargestOf4Words<true>(words), LargestOf4Words<true>(words + step));
+        const VI high = LargerOfPairs(LargestOf4Words<true>(words + 2 * step),
+                                      LargestOf4Words<true>(words + 3 * step));
+        block = LargerOfPairs(low, high);
+        words += 4 * step;
+      } else {
+        block = LargerOfPairs(LargestOf4Words<false>(words), LargestOf4Words<false>(words + step));
+        words += 2 * step;
+      }
+      hn::StoreU(hn::BitCast(du, block), du, largest + b);
+    }
+  }
+#endif
+  const int64_t block_bytes = kBlockSize * (wide ? 4 : 2);
+  for (; b < blocks; ++b) largest[b] = MaxMagnitude(dtype, bytes + b * block_bytes, kBlockSize);
+}
+
+template <typename T>
+void RaiseBits(const void* data, int64_t count, T mask, void* largest) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const T* p = static_cast<const T*>(data);
+  T* out = static_cast<T*>(largest);
+  const auto magnitude = hn::Set(d, mask);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto value = hn::And(hn::LoadU(d, p + i), magnitude);
+    hn::StoreU(hn::Max(hn::LoadU(d, out + i), value), d, out + i);
+  }
+  for (; i < count; ++i) out[i] = std::max<T>(out[i], p[i] & mask);
+}
+
+void RaiseMagnitudes(DType dtype, const void* data, int64_t count, void* largest) {
+  if (dtype == DType::kF32) return RaiseBits<int32_t>(data, count, 0x7FFFFFFF, largest);
+  RaiseBits<int16_t>(data, count, 0x7FFF, largest);
+}
+
+// --- Hessian accumulation -----------------------------------------------------------------------
+
+// Sixteen elements as float32, NaN and infinity included.
+HWY_INLINE void LoadChannels(DType dtype, const char* bytes, float* out) {
+  if (dtype == DType::kF32) {
+    std::memcpy(out, bytes, kBlockSize * sizeof(float));
+    return;
+  }
+  const hn::Rebind<uint16_t, DU> d16;
+  HWY_ALIGN uint16_t halves[kBlockSize];
+  std::memcpy(halves, bytes, sizeof(halves));
+  for (int64_t i = 0; i < kBlockSize; i += Lanes()) {
+    const VU bits = hn::PromoteTo(du, hn::Load(d16, halves + i));
+    VF value;
+    if (dtype == DType::kBf16) {
+      value = Bits(hn::ShiftLeft<16>(bits));
+    } else {
+      const auto finite = hn::Lt(hn::And(bits, hn::Set(du, 0x7FFFu)), hn::Set(du, 0x7C00u));
+      value = hn::IfThenElse(hn::RebindMask(df, finite), FloatFromF16Bits(bits),
+                             hn::Set(df, FloatFromBits(0x7FC00000u)));
+    }
+    hn::Store(value, df, out + i);
+  }
+}
+
+void HessianChain(const MatrixView& x, int64_t slice, int64_t first, int64_t last, float* sum) {
+  HWY_ALIGN float tokens[kHessianMaxChain * kBlockSize];
+  const int bytes = x.dtype == DType::kF32 ? 4 : 2;
+  const char* source = static_cast<const char*>(x.data) + slice * kBlockSize * bytes;
+  for (int64_t t = first; t < last; ++t) {
+    LoadChannels(x.dtype, source + t * x.cols * bytes, tokens + (t - first) * kBlockSize);
+  }
+  // Eight rows of a vector's columns at a time: their sums stay in registers.
+  constexpr int kRows = 8;
+  for (int64_t j = 0; j < kBlockSize; j += Lanes()) {
+    for (int64_t i = 0; i < j + Lanes() && i < kBlockSize; i += kRows) {
+      VF s[kRows];
+      for (int r = 0; r < kRows; ++r) s[r] = hn::LoadU(df, sum + (i + r) * kBlockSize + j);
+      for (const float* t = tokens; t < tokens + (last - first) * kBlockSize; t += kBlockSize) {
+        const VF v = hn::Load(df, t + j);
+        for (int r = 0; r < kRows; ++r) s[r] = Fma(hn::Set(df, t[i + r]), v, s[r]);
+      }
+      for (int r = 0; r < kRows; ++r) hn::StoreU(s[r], df, sum + (i + r) * kBlockSize + j);
+    }
+  }
+}
+
 // --- The sweep ----------------------------------------------------------------------------------
 
 // How a loss divides: as the definition does, or by the reciprocal, to within
@@ -968,6 +1091,9 @@ const CpuKernels* Kernels() {
   static const CpuKernels kKernels = {
       .name = hwy::TargetName(HWY_TARGET),
       .max_magnitude = MaxMagnitude,
+      .block_magnitudes = BlockMagnitudes,
+      .raise_magnitudes = RaiseMagnitudes,
+      .hessian_chain = HessianChain,
       .encode_blocks = EncodeBlocks,
       .encode_tiles = EncodeTiles,
       .scale_sweep = ScaleSweep,

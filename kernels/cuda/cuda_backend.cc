@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/observe_launch.h"
 #include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 #include "kernels/cuda/tunable_ops.h"
@@ -55,7 +57,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
     NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), stream_));
+        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), /*config=*/0, stream_));
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -66,6 +68,64 @@ class CudaBackend final : public Backend {
   absl::StatusOr<float> DoAmax(const MatrixView& x) override {
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
     return AmaxOf(x, data.get());
+  }
+
+  absl::Status DoObserve(const MatrixView& x, Observation& result) override {
+    const ObserveParams& params = result.params;
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto row_amax, Allocate<float>(result.row_amax.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto column_amax, Allocate<float>(result.column_amax.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto block_amax, Allocate<float>(result.block_amax.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto histogram, Allocate<uint64_t>(result.histogram.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto non_finite, Allocate<NonFiniteCounts>(1));
+    const ObserveArgs args = {
+        .x = data.get(),
+        .rows = x.rows,
+        .cols = x.cols,
+        .amax = amax.get(),
+        .row_amax = params.row_amax ? row_amax.get() : nullptr,
+        .column_amax = params.column_amax ? column_amax.get() : nullptr,
+        .block_amax = params.block_amax ? block_amax.get() : nullptr,
+        .histogram = params.histogram ? histogram.get() : nullptr,
+        .non_finite = non_finite.get(),
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
+    NonFiniteCounts counts = {};
+    NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&result.amax));
+    NIBBLE_RETURN_IF_ERROR(row_amax.CopyTo(result.row_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(column_amax.CopyTo(result.column_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(block_amax.CopyTo(result.block_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(histogram.CopyTo(result.histogram.data()));
+    NIBBLE_RETURN_IF_ERROR(non_finite.CopyTo(&counts));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.nan_count = static_cast<int64_t>(counts.nan);
+    result.inf_count = static_cast<int64_t>(counts.inf);
+    result.first_non_finite = counts.first;
+    return absl::OkStatus();
+  }
+
+  absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) override {
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const auto sums, Upload(hessians.data(), hessians.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto workspace,
+                            Allocate<float>(AccumulateHessianWorkspace(x.rows, x.cols)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto bad_slice, Allocate<int64_t>(1));
+    const AccumulateHessianArgs args = {
+        .x = data.get(),
+        .tokens = x.rows,
+        .channels = x.cols,
+        .workspace = workspace.get(),
+        .hessians = sums.get(),
+        .bad_slice = bad_slice.get(),
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(x.dtype, args, /*config=*/0, stream_));
+    int64_t slice = -1;
+    NIBBLE_RETURN_IF_ERROR(bad_slice.CopyTo(&slice));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    if (slice >= 0) return HessianSumError(x, slice);
+    NIBBLE_RETURN_IF_ERROR(sums.CopyTo(hessians.data()));
+    return Synchronize();
   }
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
@@ -134,8 +194,9 @@ class CudaBackend final : public Backend {
     if (x.size() == 0) return absl::OkStatus();
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Upload(out.amax, out.layout.amax_count()));
     if (params.scheme == Scheme::kPerToken) {
-      NIBBLE_CUDA_RETURN_IF_ERROR(
-          LaunchRowAmax(x.dtype, data.get(), x.rows, x.cols, amax.get(), stream_));
+      const ObserveArgs args = {
+          .x = data.get(), .rows = x.rows, .cols = x.cols, .row_amax = amax.get()};
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
       NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
     }
     QuantizeArgs args = {
@@ -232,8 +293,7 @@ class CudaBackend final : public Backend {
 
   static absl::Status NotYet(const char* what) {
     return absl::UnimplementedError(absl::StrCat(
-        "backend: expected amax, the plain sweep or a row-wise quantization on cuda, got ", what,
-        ": use --backend cpu"));
+        "backend: expected another operation on cuda, got ", what, ": use --backend cpu"));
   }
   absl::Status DoDequantize(const PackedView&, DType, void*) override {
     return NotYet("dequantize");

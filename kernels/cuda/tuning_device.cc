@@ -131,8 +131,8 @@ absl::StatusOr<Launch> PrepareScaleSweep(TrialMemory& memory) {
   ScaleSweepArgs args;
   args.blocks = memory.blocks();
   NIBBLE_ASSIGN_OR_RETURN(float* const amax, memory.Allocate<float>(1));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      LaunchAmax(memory.dtype(), memory.input(0), args.blocks, amax, memory.stream()));
+  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(memory.dtype(), memory.input(0), args.blocks, amax,
+                                         /*config=*/0, memory.stream()));
   args.global_amax = amax;
   NIBBLE_ASSIGN_OR_RETURN(args.tables, memory.Allocate<ScaleSweepTables>(1));
   NIBBLE_ASSIGN_OR_RETURN(args.code, memory.Allocate<uint8_t>(args.blocks));

@@ -9,6 +9,7 @@
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/params.h"
+#include "tests/testing/random_bits.h"
 
 namespace nibble {
 namespace {
@@ -16,6 +17,7 @@ namespace {
 using ::nibble::testing::AllParams;
 using ::nibble::testing::Describe;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::RandomBits;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
 
@@ -225,6 +227,28 @@ TEST_P(ConformanceTest, NearTiesBlockByBlock) {
   }
 }
 
+TEST_P(ConformanceTest, AccumulatedHessians) {
+  for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
+    for (DType dtype : kDTypes) {
+      SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " + std::string(DTypeName(dtype)));
+      const Tensor x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
+      std::vector<float> expected(5 * 256, 0.25f), actual = expected;
+      ASSERT_TRUE(scalar_->AccumulateHessian(x.view, expected).ok());
+      ASSERT_TRUE(simd_->AccumulateHessian(x.view, actual).ok());
+      EXPECT_TRUE(SameBytes(expected, actual));
+    }
+  }
+}
+
+TEST_P(ConformanceTest, Observations) {
+  for (DType dtype : kDTypes) {
+    const std::vector<std::byte> bits = RandomBits(70 * 1040 * DTypeBytes(dtype), 1);
+    const MatrixView x = {bits.data(), dtype, 70, 1040};
+    EXPECT_EQ(*scalar_->Observe({true, true, true, true}, x),
+              *simd_->Observe({true, true, true, true}, x));
+  }
+}
+
 TEST_P(ConformanceTest, ThreadsChangeNothing) {
   // Large enough for several pieces of work.
   const Tensor x(Distribution::kOutliers, DType::kBf16, 272, 4096);
@@ -251,6 +275,12 @@ TEST_P(ConformanceTest, ThreadsChangeNothing) {
     ExpectSameSweep(one->MultiplierSearch({}, x.view), many->MultiplierSearch({}, x.view));
     ExpectSameSweep(one->ScaleSweepHessian({}, x.view, identity),
                     many->ScaleSweepHessian({}, x.view, identity));
+    std::vector<float> h1(256 * 256, 0.5f), h2 = h1;
+    ASSERT_TRUE(one->AccumulateHessian(x.view, h1).ok());
+    ASSERT_TRUE(many->AccumulateHessian(x.view, h2).ok());
+    EXPECT_TRUE(SameBytes(h1, h2));
+    const ObserveParams everything = {true, true, true, true};
+    EXPECT_EQ(*one->Observe(everything, x.view), *many->Observe(everything, x.view));
     const PackedTensor packed = *one->Quantize({}, x.view);
     std::vector<float> a(x.view.size()), b(x.view.size());
     ASSERT_TRUE(one->Dequantize(packed.view(), DType::kF32, a.data()).ok());
