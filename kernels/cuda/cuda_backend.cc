@@ -55,9 +55,10 @@ class CudaBackend final : public Backend {
 
   // Of x, which `data` is a copy of.
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
+    const int64_t blocks = x.size() / kBlockSize;
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(x.dtype, data, blocks, amax.get(),
+                                           ConfigOf(CudaOp::kAmax, x.dtype, blocks), stream_));
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -90,7 +91,8 @@ class CudaBackend final : public Backend {
         .histogram = params.histogram ? histogram.get() : nullptr,
         .non_finite = non_finite.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(
+        x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
     NonFiniteCounts counts = {};
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&result.amax));
     NIBBLE_RETURN_IF_ERROR(row_amax.CopyTo(result.row_amax.data()));
@@ -119,7 +121,9 @@ class CudaBackend final : public Backend {
         .hessians = sums.get(),
         .bad_slice = bad_slice.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(
+        x.dtype, args, ConfigOf(CudaOp::kAccumulateHessian, x.dtype, x.size() / kBlockSize),
+        stream_));
     int64_t slice = -1;
     NIBBLE_RETURN_IF_ERROR(bad_slice.CopyTo(&slice));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -196,7 +200,8 @@ class CudaBackend final : public Backend {
     if (params.scheme == Scheme::kPerToken) {
       const ObserveArgs args = {
           .x = data.get(), .rows = x.rows, .cols = x.cols, .row_amax = amax.get()};
-      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(
+          x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
       NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
     }
     QuantizeArgs args = {

@@ -1,6 +1,9 @@
 #include "kernels/cuda/tunable_ops.h"
 
 #include "base/status.h"
+#include "kernels/cuda/accumulate_hessian_config.h"
+#include "kernels/cuda/amax_config.h"
+#include "kernels/cuda/observe_config.h"
 #include "kernels/cuda/scale_sweep_config.h"
 #include "kernels/tuning/shipped.h"
 
@@ -19,6 +22,9 @@ TunableOp Op(CudaOp op, std::string_view source, const Configs& configs) {
 
 const std::vector<TunableOp>& CudaTunableOps() {
   static const auto* const ops = new std::vector<TunableOp>{
+      Op(CudaOp::kAccumulateHessian, "accumulate_hessian", kAccumulateHessianConfigs),
+      Op(CudaOp::kAmax, "amax", kAmaxConfigs),
+      Op(CudaOp::kObserve, "observe", kObserveConfigs),
       Op(CudaOp::kScaleSweep, "scale_sweep", kScaleSweepConfigs),
   };
   return *ops;

@@ -13,9 +13,10 @@
 
 namespace nibble {
 
-enum class CudaOp : uint8_t { kScaleSweep };
+enum class CudaOp : uint8_t { kAccumulateHessian, kAmax, kObserve, kScaleSweep };
 template <>
-inline constexpr std::array<std::string_view, 1> kEnumNames<CudaOp> = {"scale_sweep"};
+inline constexpr std::array<std::string_view, 4> kEnumNames<CudaOp> = {"accumulate_hessian", "amax",
+                                                                       "observe", "scale_sweep"};
 
 // In the order of CudaOp.
 const std::vector<TunableOp>& CudaTunableOps();

@@ -8,8 +8,10 @@
 #include <utility>
 
 #include "base/status.h"
+#include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/observe_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 #include "kernels/cuda/tunable_ops.h"
 #include "quant/numerics/scale_rules.h"
@@ -127,6 +129,35 @@ class TrialMemory {
 // and shape, to be read as the operation likes; may be written.
 using Launch = std::function<cudaError_t(void* x, int config)>;
 
+absl::StatusOr<Launch> PrepareAccumulateHessian(TrialMemory& memory) {
+  AccumulateHessianArgs args = {.tokens = memory.rows(), .channels = memory.cols()};
+  NIBBLE_ASSIGN_OR_RETURN(args.workspace, memory.Allocate<float>(AccumulateHessianWorkspace(
+                                              memory.rows(), memory.cols())));
+  NIBBLE_ASSIGN_OR_RETURN(args.hessians, memory.Allocate<float>(memory.cols() * kBlockSize));
+  NIBBLE_ASSIGN_OR_RETURN(args.bad_slice, memory.Allocate<int64_t>(1));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchAccumulateHessian(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PrepareAmax(TrialMemory& memory) {
+  NIBBLE_ASSIGN_OR_RETURN(float* const amax, memory.Allocate<float>(1));
+  return [amax, blocks = memory.blocks(), dtype = memory.dtype(), stream = memory.stream()](
+             void* x, int config) { return LaunchAmax(dtype, x, blocks, amax, config, stream); };
+}
+
+// What a per-token quantization asks for.
+absl::StatusOr<Launch> PrepareObserve(TrialMemory& memory) {
+  ObserveArgs args = {.rows = memory.rows(), .cols = memory.cols()};
+  NIBBLE_ASSIGN_OR_RETURN(args.row_amax, memory.Allocate<float>(memory.rows()));
+  NIBBLE_ASSIGN_OR_RETURN(args.column_amax, memory.Allocate<float>(memory.cols()));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchObserve(dtype, args, config, stream);
+  };
+}
+
 absl::StatusOr<Launch> PrepareScaleSweep(TrialMemory& memory) {
   ScaleSweepArgs args;
   args.blocks = memory.blocks();
@@ -146,7 +177,8 @@ absl::StatusOr<Launch> PrepareScaleSweep(TrialMemory& memory) {
 
 // In the order of CudaOp. A function allocates what its operation writes and returns its launch.
 using PrepareOp = absl::StatusOr<Launch> (*)(TrialMemory& memory);
-constexpr PrepareOp kPrepare[] = {PrepareScaleSweep};
+constexpr PrepareOp kPrepare[] = {PrepareAccumulateHessian, PrepareAmax, PrepareObserve,
+                                  PrepareScaleSweep};
 static_assert(std::size(kPrepare) == kEnumNames<CudaOp>.size());
 
 class CudaTuningDevice final : public TuningDevice {
