@@ -48,7 +48,18 @@ double CopyMs(int64_t bytes);
 void Row(const std::string& work, const std::string& config, double milliseconds, double bytes,
          const std::string& note = "");
 
+// The line of work that cannot run here.
+void Skipped(const std::string& work, const std::string& reason);
+
+// "93 % of the copy's rate"
+std::string PercentOfCopy(double copy_ms, double milliseconds);
+
 // The benchmarks, each in its file.
+void BenchCheckGemm();
+void BenchDequantize();
+void BenchMeasureError();
+void BenchMultiplierSearch();
+void BenchPostScale();
 void BenchScaleSweep();
 
 }  // namespace nibble::bench

@@ -75,6 +75,15 @@ void Row(const std::string& work, const std::string& config, double milliseconds
   std::fflush(stdout);
 }
 
+void Skipped(const std::string& work, const std::string& reason) {
+  std::printf("| %s | | | | not run: %s |\n", work.c_str(), reason.c_str());
+}
+
+std::string PercentOfCopy(double copy_ms, double milliseconds) {
+  return std::to_string(static_cast<int>(100 * copy_ms / milliseconds + 0.5)) +
+         " % of the copy's rate";
+}
+
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
@@ -83,7 +92,11 @@ int main(int argc, char** argv) {
     std::string_view name;
     void (*run)();
   };
-  constexpr Work kWorks[] = {{"scale_sweep", BenchScaleSweep}};
+  constexpr Work kWorks[] = {
+      {"check_gemm", BenchCheckGemm},       {"dequantize", BenchDequantize},
+      {"measure_error", BenchMeasureError}, {"multiplier_search", BenchMultiplierSearch},
+      {"post_scale", BenchPostScale},       {"scale_sweep", BenchScaleSweep},
+  };
   for (int i = 1; i < argc; ++i) {
     if (std::ranges::none_of(kWorks, [&](const Work& work) { return work.name == argv[i]; })) {
       std::fprintf(stderr, "cuda_bench: expected");
