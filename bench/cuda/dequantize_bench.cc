@@ -48,8 +48,8 @@ void BenchDequantize() {
   for (DType dtype : {DType::kBf16, DType::kF32}) {
     BenchShape(98304, 7168, Scheme::kPerTensor, false, dtype, true);
     BenchShape(98304, 7168, Scheme::kPerToken, false, dtype, true);
-    BenchShape(98304, 7168, Scheme::kPerTensor, true, dtype, false);
-    BenchShape(98304, 7168, Scheme::kPerToken, true, dtype, false);
+    BenchShape(98304, 7168, Scheme::kPerTensor, true, dtype, true);
+    BenchShape(98304, 7168, Scheme::kPerToken, true, dtype, true);
     BenchShape(8192, 4096, Scheme::kPerTensor, false, dtype, false);
   }
 }

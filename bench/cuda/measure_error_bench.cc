@@ -30,11 +30,11 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, Scheme scheme) {
       args.packed.packed = static_cast<const uint8_t*>(codes[run]);
       return LaunchMeasureError(dtype, args, static_cast<int>(config), nullptr);
     });
-    const auto [warps, per_thread] = kMeasureErrorConfigs[config];
+    const auto [warps, per_thread, resident] = kMeasureErrorConfigs[config];
     Row(absl::StrCat("measure error ", std::string(NameOf(scheme)), ", ", rows, "x", cols, " ",
                      std::string(DTypeName(dtype))),
-        absl::StrCat(warps, " warps, ", per_thread, " blocks a thread"), ms,
-        static_cast<double>(bytes), PercentOfCopy(copy_ms, ms));
+        absl::StrCat(warps, " warps, ", per_thread, " blocks a thread, ", resident, " resident"),
+        ms, static_cast<double>(bytes), PercentOfCopy(copy_ms, ms));
   }
 }
 

@@ -10,7 +10,6 @@
 #include "base/status.h"
 #include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
-#include "kernels/cuda/global_decode_scale_launch.h"
 #include "kernels/cuda/post_scale_launch.h"
 #include "quant/swizzle.h"
 
@@ -108,8 +107,11 @@ class CublasLtPlan final : public CheckGemmPlan {
         Checked(lt_.MatrixLayoutCreate(&a_, type, depth_, rows_, depth_), "layout"));
     NIBBLE_RETURN_IF_ERROR(
         Checked(lt_.MatrixLayoutCreate(&d_, CUDA_R_32F, cols_, rows_, cols_), "layout"));
-    NIBBLE_RETURN_IF_ERROR(ChooseAlgorithm());
     NIBBLE_RETURN_IF_ERROR(Allocate(workspace_, kWorkspaceBytes));
+    if (path_ == CheckGemmPath::kBlockScaled) {  // the choice may look at the pointers' alignment
+      NIBBLE_RETURN_IF_ERROR(SetScales(workspace_->get(), workspace_->get()));
+    }
+    NIBBLE_RETURN_IF_ERROR(ChooseAlgorithm());
     NIBBLE_RETURN_IF_ERROR(Allocate(row_decode_scale_, rows_));
     NIBBLE_RETURN_IF_ERROR(Allocate(col_decode_scale_, 1));
     if (path_ == CheckGemmPath::kDequantize) {
@@ -126,8 +128,7 @@ class CublasLtPlan final : public CheckGemmPlan {
     const void* a = activations.packed;
     const void* w = weights.packed;
     if (path_ == CheckGemmPath::kBlockScaled) {
-      NIBBLE_RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weights.scale));
-      NIBBLE_RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, activations.scale));
+      NIBBLE_RETURN_IF_ERROR(SetScales(activations.scale, weights.scale));
     } else {
       NIBBLE_RETURN_IF_ERROR(BlockScaledValues(activations, a_values_->get(), stream));
       NIBBLE_RETURN_IF_ERROR(BlockScaledValues(weights, w_values_->get(), stream));
@@ -164,6 +165,10 @@ class CublasLtPlan final : public CheckGemmPlan {
   absl::Status Set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
     return Checked(lt_.MatmulDescSetAttribute(operation_, attribute, &value, sizeof(value)),
                    "attribute");
+  }
+  absl::Status SetScales(const void* activations, const void* weights) {
+    NIBBLE_RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weights));
+    return Set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, activations);
   }
   template <typename T>
   static absl::Status Allocate(std::optional<DeviceBuffer<T>>& buffer, int64_t count) {

@@ -24,8 +24,10 @@
 namespace nibble {
 
 enum class CheckGemmPath : uint8_t {
-  kDequantize,   // as bf16, which holds code times block scale exactly; on any GPU
-  kBlockScaled,  // by the FP4 tensor cores, from compute capability 10.0 on
+  kDequantize,  // as bf16, which holds code times block scale exactly; on any GPU
+  // By the FP4 tensor cores, from compute capability 10.0 on. Written after cuBLASLt's
+  // documentation and never run: we have no such device.
+  kBlockScaled,
 };
 template <>
 inline constexpr std::array<std::string_view, 2> kEnumNames<CheckGemmPath> = {"dequantize",

@@ -11,8 +11,7 @@ struct DequantizeConfig {
 
 // Every instantiated shape: the launcher's table, the tests and the benchmark walk this array. The
 // first is the default.
-inline constexpr DequantizeConfig kDequantizeConfigs[] = {{8, 4}, {8, 1}, {8, 2},
-                                                          {8, 8}, {4, 4}, {16, 4}};
+inline constexpr DequantizeConfig kDequantizeConfigs[] = {{4, 2}, {4, 4}, {8, 2}, {8, 4}};
 
 }  // namespace nibble
 

@@ -21,6 +21,10 @@ struct DequantizeArgs {
 cudaError_t LaunchDequantize(DType dtype, const DequantizeArgs& args, int config,
                              cudaStream_t stream);
 
+// The outer decode scales as numbers, for PostScale: one a row where `in` has one amax a row, else
+// one.
+cudaError_t LaunchGlobalDecodeScale(const PackedArgs& in, float* decode_scale, cudaStream_t stream);
+
 }  // namespace nibble
 
 #endif  // NIBBLE_KERNELS_CUDA_DEQUANTIZE_LAUNCH_H_

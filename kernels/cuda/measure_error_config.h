@@ -7,12 +7,13 @@ namespace nibble {
 struct MeasureErrorConfig {
   int warps;              // of a thread block
   int blocks_per_thread;  // NVFP4 blocks that a thread measures, where there are enough
+  int resident;           // thread blocks that an SM must have registers for
 };
 
 // Every instantiated shape: the launcher's table, the tests and the benchmark walk this array. The
 // first is the default.
 inline constexpr MeasureErrorConfig kMeasureErrorConfigs[] = {
-    {4, 8}, {4, 4}, {8, 8}, {4, 16}, {2, 16}};
+    {2, 16, 10}, {2, 8, 10}, {1, 16, 20}, {4, 8, 5}};
 
 }  // namespace nibble
 

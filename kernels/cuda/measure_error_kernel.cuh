@@ -76,8 +76,8 @@ class WarpExactSum {
   int64_t digit_ = 0;
 };
 
-template <typename T, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32)
+template <typename T, int kWarps, int kResident>
+__global__ void __launch_bounds__(kWarps * 32, kResident)
     MeasureErrorKernel(const void* x, PackedArgs p, FastDivide row_of_block, ErrorTotals* totals) {
   constexpr int kThreads = kWarps * 32;
   constexpr int kAddsBeforeFlush = 512;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   double largest_error = 0;
   int own_saturated = 0, own_flushed = 0, own_bad_x = 0, own_bad_y = 0;
   const bool by_row = p.amax_per_row || p.swizzled;
-  float global = by_row ? 0.0f : GlobalDecodeScale(p, 0);
+  float global = by_row ? 0.0f : GlobalDecodeScale(p, Amax(p, 0));
   const int64_t blocks = p.blocks();
   int adds = 0;
   for (int64_t first = int64_t{blockIdx.x} * kThreads; first < blocks;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     int64_t offset = b;
     if (by_row) {
       const int64_t row = row_of_block(b);
-      global = GlobalDecodeScale(p, row);
+      global = GlobalDecodeScale(p, Amax(p, row));
       if (p.swizzled) offset = SwizzledOffset(row, b - row * p.blocks_per_row, p.blocks_per_row);
     }
     const uint8_t scale = __ldg(p.scale + offset);

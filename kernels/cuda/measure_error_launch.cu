@@ -22,7 +22,7 @@ cudaError_t LaunchMeasureError(DType dtype, const MeasureErrorArgs& args, int co
           int64_t{kWarps} * 32 * kMeasureErrorConfigs[index].blocks_per_thread;
       const int64_t grid =
           std::min((blocks + kPerThreadBlock - 1) / kPerThreadBlock, args.most_thread_blocks);
-      MeasureErrorKernel<decltype(type), kWarps>
+      MeasureErrorKernel<decltype(type), kWarps, kMeasureErrorConfigs[index].resident>
           <<<static_cast<unsigned>(grid), kWarps * 32, 0, stream>>>(
               args.x, args.packed, FastDivide(args.packed.blocks_per_row, blocks), args.totals);
     });

@@ -4,7 +4,9 @@
 // The pruning argument of scale_sweep.h holds for any set of codes: one that has the code of half
 // its scale in the set, not saturated, cannot win; and below the first unsaturated code, going down
 // may stop where the largest element's own error exceeds the best loss. So the search goes up from
-// the first unsaturated multiplier, then down from there; loops end for a whole warp at once.
+// the first unsaturated multiplier until nothing more can win, then down from there; loops end for
+// a whole warp at once. Losses are approximate to kSweepFilterTolerance; where that cannot tell the
+// winner, the definition decides.
 #ifndef NIBBLE_KERNELS_CUDA_MULTIPLIER_SEARCH_KERNEL_CUH_
 #define NIBBLE_KERNELS_CUDA_MULTIPLIER_SEARCH_KERNEL_CUH_
 
@@ -39,20 +41,50 @@ static __global__ void MakeMultiplierTables(const float* global_amax, float boun
   }
 }
 
-// SweepLoss where the scale and its reciprocal are normal: the quotient is corrected twice by its
-// remainder, which makes it the correctly rounded one, and rounded to E2M1 by adding and
-// subtracting a number whose last place is the grid's step there. Without kSaturates no element may
-// exceed 6 by more than rounding.
+// CheckpointBlockScale where `divisor`, 6 times the global decode scale, and its reciprocal are
+// normal and the quotient is not 0: the quotient is corrected twice by its remainder, which makes
+// it the correctly rounded one.
+__device__ __forceinline__ int MultiplierCode(float block_amax, float divisor, float reciprocal) {
+  const float a = fminf(block_amax, MulRn(512.0f, divisor));  // beyond, the scale saturates
+  float v = MulRn(a, reciprocal);
+  v = FmaRn(FmaRn(-v, divisor, a), reciprocal, v);
+  v = FmaRn(FmaRn(-v, divisor, a), reciprocal, v);
+  v = fmaxf(v, kE4m3SmallestSubnormal);
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(v));
+  return pair;
+}
+
+// SweepLoss, approximate to kSweepFilterTolerance; see there. 2^22 * max(v, 1) has its last place
+// at the E2M1 grid's step at v. (Just above 1, as below 2^22 the last place is half a step.)
+// Without kSaturates no element may exceed 6 by more than rounding.
 template <bool kSaturates>
-__device__ __forceinline__ float MultiplierLoss(const float (&a)[kBlockSize], float decode_scale,
-                                                float reciprocal) {
+__device__ __forceinline__ float MultiplierFilterLoss(const float (&a)[kBlockSize],
+                                                      float decode_scale, float reciprocal) {
+  float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < kBlockSize; ++i) {
+    float v = MulRn(a[i], reciprocal);
+    if (kSaturates) v = fminf(v, kE2m1Max);
+    const float m = fmaxf(v, 1.0f + 0x1p-22f);
+    const float q = FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, v));
+    const float d = FmaRn(-q, decode_scale, a[i]);
+    sum[i % 2] = FmaRn(d, d, sum[i % 2]);
+  }
+  return AddRn(sum[0], sum[1]);
+}
+
+// SweepLoss where the scale and its reciprocal are normal: quotients corrected as above, and
+// rounded to E2M1 by adding and subtracting a number whose last place is the grid's step.
+__device__ __forceinline__ float SweepLossByRemainders(const float (&a)[kBlockSize],
+                                                       float decode_scale, float reciprocal) {
   float sum[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < kBlockSize; ++i) {
     float v = MulRn(a[i], reciprocal);
     v = FmaRn(FmaRn(-v, decode_scale, a[i]), reciprocal, v);
     v = FmaRn(FmaRn(-v, decode_scale, a[i]), reciprocal, v);
-    if (kSaturates) v = fminf(v, kE2m1Max);
+    v = fminf(v, kE2m1Max);
     const uint32_t exponent = max(FloatBits(v) & 0x7F800000u, 0x3F800000u);
     const float step = FloatFromBits(exponent + ((22u << 23) | 0x400000u));
     const float q = SubRn(AddRn(v, step), step);
@@ -62,12 +94,33 @@ __device__ __forceinline__ float MultiplierLoss(const float (&a)[kBlockSize], fl
   return AddRn(sum[0], sum[1]);
 }
 
-// Out of line: blocks that the pruned search is not made for.
+// Out of line: blocks that the pruned search does not decide.
 __device__ __noinline__ MultiplierWinner SearchByDefinition(const float* a, float amax,
                                                             const MultiplierSearchTables& t,
                                                             const float* multipliers, int count) {
   return MultiplierSearch(a, amax, t.table, t.global_decode_scale, multipliers, count);
 }
+
+struct MultiplierCandidate {
+  float block_amax = 0.0f;
+  int code = 0;
+  float loss = FloatFromBits(0x7F800000u);
+};
+
+// The two best candidates so far, and the loss of the third. Ties of two are common: a block that
+// saturates a little under one scale often comes out the same under twice that scale.
+struct MultiplierContest {
+  MultiplierCandidate best, second;
+  float third = FloatFromBits(0x7F800000u);
+
+  __device__ __forceinline__ void Enter(bool active, const MultiplierCandidate& c) {
+    const bool first = active && c.loss < best.loss;
+    const bool ahead = active && c.loss < second.loss;
+    third = ahead ? second.loss : active ? fminf(third, c.loss) : third;
+    second = first ? best : ahead ? c : second;
+    best = first ? c : best;
+  }
+};
 
 // All 32 threads call it. t.table.prunable.
 __device__ __forceinline__ MultiplierWinner SearchMultipliers(const float (&a)[kBlockSize],
@@ -75,50 +128,76 @@ __device__ __forceinline__ MultiplierWinner SearchMultipliers(const float (&a)[k
                                                               const MultiplierSearchTables& t,
                                                               const float* multipliers, int count) {
   constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
+  constexpr float kSlack = 1.0f + kSweepFilterTolerance;
   const float* scale = t.table.decode_scale;
-  MultiplierWinner best = {0.0f, 0, FloatFromBits(0x7F800000u), 0};
-  int last_code = 0, saturated = 0;
-  uint32_t seen = 0;  // bit j: code last_code - j was there, unsaturated
-  for (int i = 0; i < count; ++i) {
-    const float candidate = MulRn(amax, multipliers[i]);
-    const int code = CheckpointBlockScale(candidate, t.global_decode_scale);
-    const bool reaches = MulRn(kE2m1Max, scale[code]) >= amax;
-    if (!reaches) saturated = i + 1;
-    const bool fresh = reaches && code != last_code;
+  const float divisor = MulRn(kE2m1Max, t.global_decode_scale);
+  const float reciprocal = DivRn(1.0f, divisor);
+  const auto candidate = [&](int i) {
+    MultiplierCandidate c;
+    c.block_amax = MulRn(amax, multipliers[min(max(i, 0), count - 1)]);
+    c.code = MultiplierCode(c.block_amax, divisor, reciprocal);
+    return c;
+  };
+  int saturated = 0;  // so many multipliers' scales do not reach the largest element
+  for (bool below = true; __any_sync(kWholeWarp, below);) {
+    below = saturated < count && MulRn(kE2m1Max, scale[candidate(saturated).code]) < amax;
+    saturated += below;
+  }
+  MultiplierContest contest;
+  int evaluations = 0, last_code = 0;
+  uint32_t seen = 0;  // bit j: code last_code - j was there
+  bool more = true;
+  for (int i = saturated;; ++i) {
+    more = more && i < count;
+    if (!__any_sync(kWholeWarp, more)) break;
+    MultiplierCandidate c = candidate(i);
+    const bool fresh = more && c.code != last_code;
     if (fresh) {
-      seen = last_code == 0 ? 1u : seen << min(code - last_code, 31) | 1u;
-      last_code = code;
+      seen = last_code == 0 ? 1u : seen << min(c.code - last_code, 31) | 1u;
+      last_code = c.code;
     }
     // E4M3 is linear below 8: there, half a scale is another distance away.
-    const bool active = fresh && !(code >= 16 && (seen >> 8 & 1u) != 0);
+    const bool active = fresh && !(c.code >= 16 && (seen >> 8 & 1u) != 0);
+    // Eight codes in a row have half the scale of everything that follows.
+    more = more && !((seen & 0xFFu) == 0xFFu && last_code >= 15);
     if (!__any_sync(kWholeWarp, active)) continue;
-    const float loss = MultiplierLoss<false>(a, scale[code], t.reciprocal[code]);
-    best.evaluations += active;
-    if (active && loss < best.loss) best = {candidate, code, loss, best.evaluations};
+    c.loss = MultiplierFilterLoss<false>(a, scale[c.code], t.reciprocal[c.code]);
+    contest.Enter(active, c);
+    evaluations += active;
   }
+  MultiplierCandidate &best = contest.best, &second = contest.second;
   last_code = 0;
-  bool active = true;
-  for (int i = saturated - 1; __any_sync(kWholeWarp, active && i >= 0); --i) {
-    const float candidate = MulRn(amax, multipliers[max(i, 0)]);
-    const int code = CheckpointBlockScale(candidate, t.global_decode_scale);
-    active = active && i >= 0 && !(SweepSaturationBound(amax, scale[code]) > best.loss);
-    if (active && code == best.code) best.block_amax = candidate;  // the smallest that gives it
-    const bool fresh = active && code != last_code;
-    last_code = code;
+  bool possible = true;
+  for (int i = saturated - 1;; --i) {
+    MultiplierCandidate c = candidate(i);
+    possible = possible && i >= 0 &&
+               !(SweepSaturationBound(amax, scale[c.code]) > MulRn(best.loss, kSlack));
+    if (!__any_sync(kWholeWarp, possible)) break;
+    const bool fresh = possible && c.code != last_code;
+    if (possible && !fresh) {  // the smallest multiplier of a code stands for it
+      if (c.code == best.code) best.block_amax = c.block_amax;
+      if (c.code == second.code) second.block_amax = c.block_amax;
+    }
+    last_code = c.code;
     if (!__any_sync(kWholeWarp, fresh)) continue;
-    const float loss = MultiplierLoss<true>(a, scale[code], t.reciprocal[code]);
-    best.evaluations += fresh;
-    if (fresh && loss <= best.loss) best = {candidate, code, loss, best.evaluations};
+    c.loss = MultiplierFilterLoss<true>(a, scale[c.code], t.reciprocal[c.code]);
+    contest.Enter(fresh, c);
+    evaluations += fresh;
   }
-  // Squares that overflow leave nothing to compare; a ratio of scales that underflows stands for 1,
-  // which is out of order.
-  const float smallest = MulRn(amax, multipliers[0]);
-  const bool in_order =
-      amax == 0.0f || DivRn(smallest, MulRn(kE2m1Max, t.global_decode_scale)) != 0.0f;
-  if (best.code == 0 || !in_order) {
-    best = SearchByDefinition(a, amax, t, multipliers, count);
+  if (amax == 0.0f) return {0.0f, CheckpointBlockScale(0.0f, t.global_decode_scale), 0.0f, 1};
+  // A ratio of scales that underflows stands for 1, which is out of order.
+  const bool in_order = MulRn(amax, multipliers[0]) > MulRn(divisor, 0x1p-100f);
+  const float near = MulRn(best.loss, kSlack);
+  if (!in_order || !(contest.third > near) || best.loss < kSweepFilterFloor) {
+    return SearchByDefinition(a, amax, t, multipliers, count);
   }
-  return best;
+  best.loss = SweepLossByRemainders(a, scale[best.code], t.reciprocal[best.code]);
+  if (second.loss <= near) {
+    second.loss = SweepLossByRemainders(a, scale[second.code], t.reciprocal[second.code]);
+    const bool tie = second.loss == best.loss && second.code < best.code;
+    if (second.loss < best.loss || tie) best = second;
+  }
+  return {best.block_amax, best.code, best.loss, evaluations};
 }
 
 template <typename T, int kWarps, int kBlocksPerThread>

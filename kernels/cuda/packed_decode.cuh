@@ -12,37 +12,17 @@
 
 namespace nibble {
 
-// The factor of every value of a row; 1 where the global scale is not wanted.
-__device__ __forceinline__ float GlobalDecodeScale(const PackedArgs& p, int64_t row) {
+// The outer amax of a row; what the next function ignores where the global scale is not wanted.
+__device__ __forceinline__ float Amax(const PackedArgs& p, int64_t row) {
+  return p.amax == nullptr ? 0.0f : __ldg(p.amax + (p.amax_per_row ? row : 0));
+}
+
+// The factor of every value of a row, from its outer amax.
+__device__ __forceinline__ float GlobalDecodeScale(const PackedArgs& p, float amax) {
   if (p.amax == nullptr) return 1.0f;
-  const float amax = p.amax[p.amax_per_row ? row : 0];
   return p.checkpoint ? CheckpointGlobalDecodeScale(amax, p.bound)
                       : RuntimeGlobalScale(amax, p.bound).decode_scale;
 }
-
-// The global scales of the rows that kBlocks consecutive blocks lie in. All of a thread block's
-// threads call Load with its first block, then synchronize.
-template <int kBlocks>
-class RowScales {
- public:
-  __device__ __forceinline__ void Load(const PackedArgs& p, const FastDivide& divide,
-                                       int64_t first_block) {
-    if (threadIdx.x == 0) first_row_ = divide(first_block);
-    const int64_t first_row = divide(first_block);
-    const int64_t last_row = min(divide(first_block + kBlocks - 1), p.rows - 1);
-    const int count = p.amax_per_row ? static_cast<int>(last_row - first_row) + 1 : 1;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      scale_[i] = GlobalDecodeScale(p, first_row + i);
-    }
-  }
-  __device__ __forceinline__ float operator()(const PackedArgs& p, int64_t row) const {
-    return scale_[p.amax_per_row ? row - first_row_ : 0];
-  }
-
- private:
-  int64_t first_row_;
-  float scale_[kBlocks];
-};
 
 __device__ __forceinline__ bool IsNanScale(uint8_t scale) { return (scale & 0x7Fu) == 0x7F; }
 

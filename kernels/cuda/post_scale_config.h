@@ -11,7 +11,7 @@ struct PostScaleConfig {
 
 // Every instantiated shape: the launcher's table, the tests and the benchmark walk this array. The
 // first is the default.
-inline constexpr PostScaleConfig kPostScaleConfigs[] = {{8, 4}, {8, 1}, {8, 2}, {4, 4}};
+inline constexpr PostScaleConfig kPostScaleConfigs[] = {{8, 1}, {4, 1}, {8, 2}, {8, 4}};
 
 }  // namespace nibble
 

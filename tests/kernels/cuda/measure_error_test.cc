@@ -128,20 +128,26 @@ TEST_F(CudaMeasureErrorTest, EveryShape) {
   }
 }
 
-// A thread's windows are emptied every 512 blocks.
+// More than a thread's window could hold if it were not emptied now and then, at every place that a
+// sum may have in a window.
 TEST_F(CudaMeasureErrorTest, ManyBlocksAThread) {
-  constexpr int64_t kBlocks = 150000;
-  const std::vector<float> values = SyntheticValues(Distribution::kStudentT5, kBlocks * 16, 3);
-  const MatrixView x = {values.data(), DType::kF32, 1, kBlocks * 16};
-  const PackedTensor packed = *cpu_->Quantize({}, x);
-  const DeviceArray<float> device_x(values);
-  const DevicePackedTensor in(packed);
-  const DeviceArray<ErrorTotals> totals(1);
-  MeasureErrorArgs args = {device_x.get(), in.args(), totals.get()};
-  args.most_thread_blocks = 1;
-  ASSERT_EQ(LaunchMeasureError(DType::kF32, args, 0, nullptr), cudaSuccess);
-  EXPECT_TRUE(
-      SameStats(*cpu_->MeasureError(x, packed.view()), ErrorStats(totals.Get()[0], kBlocks)));
+  constexpr int64_t kBlocks = 300000;
+  static_assert(kBlocks / (32 * 4) > 2048);
+  for (int exponent = 0; exponent < 16; ++exponent) {
+    std::vector<float> values(kBlocks * 16, std::ldexp(1.9f, exponent));
+    for (size_t i = 0; i < values.size(); i += 3) values[i] /= 2;
+    const MatrixView x = {values.data(), DType::kF32, 1, kBlocks * 16};
+    const PackedTensor packed = *cpu_->Quantize({}, x);
+    const DeviceArray<float> device_x(values);
+    const DevicePackedTensor in(packed);
+    const DeviceArray<ErrorTotals> totals(1);
+    MeasureErrorArgs args = {device_x.get(), in.args(), totals.get()};
+    args.most_thread_blocks = 1;
+    ASSERT_EQ(LaunchMeasureError(DType::kF32, args, 0, nullptr), cudaSuccess);
+    EXPECT_TRUE(
+        SameStats(*cpu_->MeasureError(x, packed.view()), ErrorStats(totals.Get()[0], kBlocks)))
+        << exponent;
+  }
 }
 
 TEST_F(CudaMeasureErrorTest, RefusesNonFiniteValuesAsTheCpuDoes) {
