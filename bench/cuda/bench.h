@@ -37,7 +37,8 @@ class RotatedInputs {
   std::vector<DeviceMemory> copies_;
 };
 
-// Median milliseconds of launch(run).
+// Median milliseconds of launch(run). The device waits until all runs are queued, so that they
+// follow each other without the host between them.
 double MedianMs(const std::function<cudaError_t(int run)>& launch);
 
 // Milliseconds that a device copy reading and writing `bytes` in total would take, at the rate of
@@ -55,11 +56,14 @@ void Skipped(const std::string& work, const std::string& reason);
 std::string PercentOfCopy(double copy_ms, double milliseconds);
 
 // The benchmarks, each in its file.
+void BenchAccumulateHessian();
 void BenchCheckGemm();
 void BenchDequantize();
 void BenchMeasureError();
 void BenchMultiplierSearch();
+void BenchObserve();
 void BenchPostScale();
+void BenchQuantize();
 void BenchScaleSweep();
 
 }  // namespace nibble::bench

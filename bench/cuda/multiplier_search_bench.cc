@@ -13,7 +13,7 @@ void BenchShape(int64_t rows, int64_t cols) {
   const DeviceMemory workspace = Allocate(MultiplierSearchWorkspaceBytes({}));
   const DeviceMemory code = Allocate(blocks), best_amax = Allocate(4 * blocks);
   const DeviceMemory loss = Allocate(4 * blocks);
-  Check(LaunchAmax(DType::kBf16, x[0], blocks, As<float>(amax), nullptr));
+  Check(LaunchAmax(DType::kBf16, x[0], blocks, As<float>(amax), /*config=*/0, nullptr));
   MultiplierSearchArgs args = {
       .blocks = blocks,
       .global_amax = As<float>(amax),
