@@ -9,11 +9,14 @@
 namespace nibble {
 namespace {
 
+absl::Status CheckDType(DType dtype) {
+  if (IsQuantizable(dtype)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("dtype: expected BF16, F16 or F32, got ", ToAbsl(DTypeName(dtype))));
+}
+
 absl::Status CheckMatrix(const MatrixView& x) {
-  if (!IsQuantizable(x.dtype)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("dtype: expected BF16, F16 or F32, got ", ToAbsl(DTypeName(x.dtype))));
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckDType(x.dtype));
   int64_t size;
   if (x.rows < 0 || x.cols <= 0 || x.cols % kBlockSize != 0 ||
       __builtin_mul_overflow(x.rows, x.cols, &size)) {
@@ -59,6 +62,16 @@ absl::Status CheckQuantize(const QuantizeParams& params, const MatrixView& x) {
   return absl::OkStatus();
 }
 
+absl::Status CheckPackedAmax(const PackedView& packed) {
+  for (int64_t i = 0; i < packed.layout.amax_count(); ++i) {
+    if (!(packed.amax[i] >= 0.0f) || !IsFinite(packed.amax[i])) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "amax: expected finite numbers that are not negative, got ", packed.amax[i]));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Backend::NonFiniteError(const MatrixView& x) {
@@ -70,6 +83,12 @@ absl::Status Backend::NonFiniteError(const MatrixView& x) {
   return absl::FailedPreconditionError(absl::StrCat("values: expected finite numbers, got ", count,
                                                     " NaN or infinite, the first at row ",
                                                     first / x.cols, ", column ", first % x.cols));
+}
+
+absl::Status Backend::NonFinitePackedError(int64_t blocks) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("packed: expected scales and maxima that give finite values, got ", blocks,
+                   " blocks with NaN or infinite ones"));
 }
 
 absl::Status Backend::HessianSumError(const MatrixView& x, int64_t slice) {
@@ -134,6 +153,7 @@ absl::Status Backend::Dequantize(const PackedView& packed, DType dtype, void* ou
     return absl::InvalidArgumentError(
         absl::StrCat("dtype: expected BF16 or F32, got ", ToAbsl(DTypeName(dtype))));
   }
+  NIBBLE_RETURN_IF_ERROR(CheckPackedAmax(packed));
   if (packed.layout.blocks() == 0) return absl::OkStatus();
   return DoDequantize(packed, dtype, out);
 }
@@ -225,7 +245,27 @@ absl::StatusOr<ErrorStats> Backend::MeasureError(const MatrixView& x, const Pack
                                                    packed.layout.rows, " x ", packed.layout.cols,
                                                    ", got ", x.rows, " x ", x.cols));
   }
+  NIBBLE_RETURN_IF_ERROR(CheckPackedAmax(packed));
   return DoMeasureError(x, packed);
+}
+
+absl::Status Backend::PostScale(const MutableMatrixView& d, std::span<const float> row_decode_scale,
+                                std::span<const float> col_decode_scale) {
+  NIBBLE_RETURN_IF_ERROR(CheckDType(d.dtype));
+  int64_t size;
+  if (d.rows < 0 || d.cols < 0 || __builtin_mul_overflow(d.rows, d.cols, &size)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("shape: expected rows x columns, got ", d.rows, " x ", d.cols));
+  }
+  const int64_t row_factors = static_cast<int64_t>(row_decode_scale.size());
+  const int64_t col_factors = static_cast<int64_t>(col_decode_scale.size());
+  if ((row_factors != 1 && row_factors != d.rows) || (col_factors != 1 && col_factors != d.cols)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("decode scales: expected one or ", d.rows, " for the rows and one or ", d.cols,
+                     " for the columns, got ", row_factors, " and ", col_factors));
+  }
+  if (size == 0) return absl::OkStatus();
+  return DoPostScale(d, row_decode_scale, col_decode_scale);
 }
 
 std::optional<int> CudaDeviceOf(std::string_view name) {

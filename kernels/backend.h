@@ -93,7 +93,8 @@ class Backend {
   absl::Status Quantize(const QuantizeParams& params, const MatrixView& x,
                         const MutablePackedView& out);
 
-  // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32.
+  // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32. A
+  // NaN scale makes its block's values NaN.
   absl::Status Dequantize(const PackedView& packed, DType dtype, void* out);
 
   // The best of all 126 block scales, by squared error.
@@ -118,12 +119,21 @@ class Backend {
   absl::StatusOr<PackedTensor> QuantizeWithScales(const MatrixView& x, float global_amax,
                                                   int e4m3_max, std::span<const uint8_t> scales);
 
-  // The error of `packed`, computed from its bytes, against x of the same shape.
+  // The error of `packed`, computed from its bytes, against x of the same shape. FailedPrecondition
+  // where its bytes stand for values that are NaN or infinite.
   absl::StatusOr<ErrorStats> MeasureError(const MatrixView& x, const PackedView& packed);
+
+  // d[i][j] *= row_decode_scale[i] * col_decode_scale[j], in place, rounded as in post_scale.h: the
+  // outer scales of a GEMM's operands on its output. Each has one factor a row or column, or one
+  // for all. d: bf16, fp16 or fp32, of any shape and with any values.
+  absl::Status PostScale(const MutableMatrixView& d, std::span<const float> row_decode_scale,
+                         std::span<const float> col_decode_scale);
 
  protected:
   // For a matrix that is known to hold some, in host memory: how many, and where the first is.
   static absl::Status NonFiniteError(const MatrixView& x);
+  // For a packed tensor with so many blocks that hold some.
+  static absl::Status NonFinitePackedError(int64_t blocks);
   // For x whose sums are not finite, in `slice` first: because x is not, or because they overflow.
   static absl::Status HessianSumError(const MatrixView& x, int64_t slice);
 
@@ -147,6 +157,9 @@ class Backend {
                                             const MutablePackedView& out) = 0;
   virtual absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView& x,
                                                     const PackedView& packed) = 0;
+  virtual absl::Status DoPostScale(const MutableMatrixView& d,
+                                   std::span<const float> row_decode_scale,
+                                   std::span<const float> col_decode_scale) = 0;
 
   absl::StatusOr<SweepResult> Sweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians);

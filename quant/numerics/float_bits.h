@@ -42,6 +42,9 @@ NIBBLE_HD float SubRn(float a, float b) { return __fsub_rn(a, b); }
 NIBBLE_HD float MulRn(float a, float b) { return __fmul_rn(a, b); }
 NIBBLE_HD float DivRn(float a, float b) { return __fdiv_rn(a, b); }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+NIBBLE_HD double AddRn(double a, double b) { return __dadd_rn(a, b); }
+NIBBLE_HD double SubRn(double a, double b) { return __dsub_rn(a, b); }
+NIBBLE_HD double MulRn(double a, double b) { return __dmul_rn(a, b); }
 NIBBLE_HD float ReciprocalRn(float x) { return __frcp_rn(x); }
 // Of numbers: where one is NaN, hosts and devices disagree.
 NIBBLE_HD float MinNumber(float a, float b) { return fminf(a, b); }
@@ -57,6 +60,9 @@ NIBBLE_HD float SubRn(float a, float b) { return a - b; }
 NIBBLE_HD float MulRn(float a, float b) { return a * b; }
 NIBBLE_HD float DivRn(float a, float b) { return a / b; }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return std::fma(a, b, c); }
+NIBBLE_HD double AddRn(double a, double b) { return a + b; }
+NIBBLE_HD double SubRn(double a, double b) { return a - b; }
+NIBBLE_HD double MulRn(double a, double b) { return a * b; }
 NIBBLE_HD float ReciprocalRn(float x) { return 1.0f / x; }
 NIBBLE_HD float MinNumber(float a, float b) { return b < a ? b : a; }
 NIBBLE_HD float MaxNumber(float a, float b) { return a < b ? b : a; }
@@ -74,6 +80,13 @@ NIBBLE_HD float Abs(float x) { return FloatFromBits(FloatBits(x) & 0x7FFFFFFFu);
 NIBBLE_HD float Min(float a, float b) { return b < a ? b : a; }
 NIBBLE_HD float Max(float a, float b) { return a < b ? b : a; }
 NIBBLE_HD bool IsFinite(float x) { return (FloatBits(x) & 0x7F800000u) != 0x7F800000u; }
+
+NIBBLE_HD uint64_t DoubleBits(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+NIBBLE_HD bool IsFinite(double x) { return ((DoubleBits(x) >> 52) & 0x7FF) != 0x7FF; }
 
 NIBBLE_HD float FloatFromBf16(uint16_t bits) { return FloatFromBits(uint32_t{bits} << 16); }
 
