@@ -50,6 +50,7 @@ void Row(const std::string& work, const std::string& config, double milliseconds
 
 // The benchmarks, each in its file.
 void BenchScaleSweep();
+void BenchScaleSweepHessian();
 
 }  // namespace nibble::bench
 

@@ -2,12 +2,15 @@
 
 #include <cuda_runtime_api.h>
 
+#include <iterator>
 #include <string>
 
 #include "base/status.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/scale_sweep_hessian_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
+#include "kernels/hessian_factors.h"
 
 namespace nibble {
 namespace {
@@ -61,31 +64,54 @@ class CudaBackend final : public Backend {
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                             std::span<const float> hessians, SweepResult& result) override {
-    if (!hessians.empty()) return NotYet("the Hessian sweep");
     const int64_t blocks = x.size() / kBlockSize;
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
     NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
     result.global_amax = params.global_amax.value_or(amax);
     NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(&result.global_amax, 1));
-    NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
     NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
-    const ScaleSweepArgs args = {
-        .x = data.get(),
-        .blocks = blocks,
-        .global_amax = g.get(),
-        .bound = static_cast<float>(params.e4m3_max),
-        .exhaustive = params.method == SweepMethod::kExhaustive,
-        .tables = tables.get(),
-        .code = code.get(),
-        .best_amax = best_amax.get(),
-        .loss = loss.get(),
-        .evaluations = evaluations.get(),
-    };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
+    if (hessians.empty()) {
+      NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
+      const ScaleSweepArgs args = {
+          .x = data.get(),
+          .blocks = blocks,
+          .global_amax = g.get(),
+          .bound = static_cast<float>(params.e4m3_max),
+          .exhaustive = params.method == SweepMethod::kExhaustive,
+          .tables = tables.get(),
+          .code = code.get(),
+          .best_amax = best_amax.get(),
+          .loss = loss.get(),
+          .evaluations = evaluations.get(),
+      };
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(const auto host_factors, FactorHessians(hessians, pool_));
+      NIBBLE_ASSIGN_OR_RETURN(const auto factors,
+                              Upload(host_factors.data(), std::ssize(host_factors)));
+      NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepHessianTables>(1));
+      const ScaleSweepHessianArgs args = {
+          .x = data.get(),
+          .rows = x.rows,
+          .slices = x.cols / kBlockSize,
+          .factors = factors.get(),
+          .global_amax = g.get(),
+          .bound = static_cast<float>(params.e4m3_max),
+          .exhaustive = params.method == SweepMethod::kExhaustive,
+          .tables = tables.get(),
+          .code = code.get(),
+          .best_amax = best_amax.get(),
+          .loss = loss.get(),
+          .evaluations = evaluations.get(),
+      };
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(x.dtype, args, /*config=*/0, stream_));
+      // The copy from host_factors may still be under way.
+      NIBBLE_RETURN_IF_ERROR(Synchronize());
+    }
     result.code.resize(blocks);
     result.best_amax.resize(blocks);
     result.loss.resize(blocks);
@@ -97,8 +123,8 @@ class CudaBackend final : public Backend {
   }
 
   static absl::Status NotYet(const char* what) {
-    return absl::UnimplementedError(absl::StrCat(
-        "backend: expected amax or the plain sweep on cuda, got ", what, ": use --backend cpu"));
+    return absl::UnimplementedError(absl::StrCat("backend: expected amax or a sweep on cuda, got ",
+                                                 what, ": use --backend cpu"));
   }
   absl::Status DoQuantize(const QuantizeParams&, const MatrixView&,
                           const MutablePackedView&) override {
@@ -122,6 +148,7 @@ class CudaBackend final : public Backend {
   const int device_;
   const cudaStream_t stream_;
   const std::string name_;
+  ThreadPool pool_;  // for what is done on the host
 };
 
 }  // namespace
