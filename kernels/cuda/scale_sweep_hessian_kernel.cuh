@@ -181,7 +181,7 @@ __device__ __forceinline__ void SearchHessianPruned(bool valid, const float (&w)
                  !HessianBoundExceeds(MulRn(largest_bound, MulRn(d, d)), search.best);
           if (down && k <= kE4m3Codes) active |= 1u << c;
         }
-        if (!__any_sync(kHessianWarp, down)) {
+        if (!__any_sync(kHessianWarp, active)) {
           step = Step::kUp;
           offset = 2 * kHessianBatch;
           continue;
