@@ -41,6 +41,7 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
   const int64_t factor_bytes = slices * static_cast<int64_t>(sizeof(HessianFactor));
   const DeviceMemory factors = Allocate(factor_bytes), amax = Allocate(sizeof(float));
   const DeviceMemory tables = Allocate(sizeof(ScaleSweepHessianTables));
+  const DeviceMemory prepared = Allocate(slices * static_cast<int64_t>(sizeof(HessianSlice)));
   const DeviceMemory code = Allocate(blocks), best_amax = Allocate(4 * blocks);
   const DeviceMemory loss = Allocate(4 * blocks), evaluations = Allocate(sizeof(int64_t));
   Check(cudaMemcpy(factors.get(), host_factors.data(), factor_bytes, cudaMemcpyHostToDevice));
@@ -55,6 +56,7 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
         .bound = 448,
         .exhaustive = exhaustive,
         .tables = As<ScaleSweepHessianTables>(tables),
+        .prepared = As<HessianSlice>(prepared),
         .code = As<uint8_t>(code),
         .best_amax = As<float>(best_amax),
         .loss = As<float>(loss),
@@ -69,10 +71,10 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
       args.x = x[run];
       return LaunchScaleSweepHessian(dtype, args, static_cast<int>(config), nullptr);
     });
-    const auto [warps, adjacent] = kScaleSweepHessianConfigs[config];
+    const auto [warps, tiles, resident] = kScaleSweepHessianConfigs[config];
     Row(absl::StrCat("Hessian sweep, ", exhaustive ? "exhaustive" : "pruned", ", ", rows, "x", cols,
                      " ", std::string(DTypeName(dtype))),
-        absl::StrCat(warps, " warps, ", adjacent, " slices"), ms,
+        absl::StrCat(warps, " warps, ", tiles, " tiles, ", resident, " resident"), ms,
         static_cast<double>(weights * DTypeBytes(dtype) + 9 * blocks),
         absl::StrCat(static_cast<double>(evaluated) / static_cast<double>(blocks),
                      " evaluations a block; factoring on the host ", factoring.count(), " ms"));

@@ -94,6 +94,7 @@ class CudaBackend final : public Backend {
       NIBBLE_ASSIGN_OR_RETURN(const auto factors,
                               Upload(host_factors.data(), std::ssize(host_factors)));
       NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepHessianTables>(1));
+      NIBBLE_ASSIGN_OR_RETURN(const auto prepared, Allocate<HessianSlice>(factors.count()));
       const ScaleSweepHessianArgs args = {
           .x = data.get(),
           .rows = x.rows,
@@ -103,6 +104,7 @@ class CudaBackend final : public Backend {
           .bound = static_cast<float>(params.e4m3_max),
           .exhaustive = params.method == SweepMethod::kExhaustive,
           .tables = tables.get(),
+          .prepared = prepared.get(),
           .code = code.get(),
           .best_amax = best_amax.get(),
           .loss = loss.get(),

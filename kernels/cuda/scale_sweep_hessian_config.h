@@ -5,13 +5,15 @@
 namespace nibble {
 
 struct ScaleSweepHessianConfig {
-  int warps;   // of a thread block; each searches 32 rows of one slice
-  int slices;  // adjacent ones that a thread block covers; divides `warps`
+  int warps;     // of a thread block; each searches one slice, adjacent to the next one's
+  int tiles;     // of 32 rows that a warp searches one after another
+  int resident;  // thread blocks of a multiprocessor, at least: bounds the registers
 };
 
 // Every instantiated shape: the launcher's table, the conformance test and the benchmark walk this
 // array. The first is the default.
-inline constexpr ScaleSweepHessianConfig kScaleSweepHessianConfigs[] = {{4, 4}, {4, 1}, {8, 8}};
+inline constexpr ScaleSweepHessianConfig kScaleSweepHessianConfigs[] = {
+    {8, 4, 2}, {8, 4, 3}, {4, 4, 4}, {4, 4, 5}, {4, 8, 5}, {4, 4, 6}};
 
 }  // namespace nibble
 

@@ -20,25 +20,156 @@ namespace nibble {
 inline constexpr unsigned kHessianWarp = 0xFFFFFFFFu;
 inline constexpr int kHessianBatch = 4;
 
-// One thread a code.
-__global__ void MakeScaleSweepHessianTables(const float* global_amax, float bound,
-                                            ScaleSweepHessianTables* tables) {
-  const int k = static_cast<int>(threadIdx.x);
-  if (k > kE4m3Codes) return;
-  const float g = *global_amax;
-  const float s = k == 0 ? 0.0f : SweepDecodeScale(k, g, bound);
-  tables->table.decode_scale[k] = s;
-  tables->reciprocal[k] = k == 0 ? 0.0f : DivRn(1.0f, s);
-  tables->block_amax[k] = SweepBlockAmax(k, g, bound);
-  if (k == 0) tables->table.prunable = SweepIsPrunable(g);
+// The code near which the filter scales every block to begin; see scale_sweep_hessian_filter.cuh.
+inline constexpr int kHessianPivot = 40;
+
+// The filter multiplies by reciprocals. For all weights of a 16-bit type the product falls on the
+// same side of every tie of E2M1 as the correctly rounded quotient if reciprocals and weights are
+// first moved by a few last places. Only weights next to products of a scale and a tie matter (few,
+// for 16-bit types; a scale and its double have the same), so this tries some ways to move the
+// eight reciprocals, and finds for each such weight the least move that is right for all eight. One
+// of these patterns suffices for every g of bf16 or fp16; returns its index, or -1 where none does.
+//
+// Called by all threads of a thread block, at least 56; results are in shared memory.
+inline constexpr int kHessianPatterns = 4;
+struct HessianTies {
+  float weight[56];  // next to tie * scale; 0 if there is none
+  bool up[56];       // whether its quotient rounds up
+  float move[56];    // weight + move * weight decides as the quotient does
+};
+__device__ __forceinline__ float HessianFilterReciprocal(float s, int code, int pattern) {
+  constexpr int8_t kMoves[kHessianPatterns][8] = {{8, -8, 8, 0, 0, 0, 0, 0},
+                                                  {16, -16, 16, 8, 0, -8, 8, 16},
+                                                  {16, 16, 8, -8, -16, 0, -8, 16},
+                                                  {0, -16, 0, -8, -8, 8, -16, -8}};
+  return FloatFromBits(FloatBits(DivRn(1.0f, s)) + kMoves[pattern][code % 8]);
+}
+// Index of a weight of `bits` significand bits among those of its binade.
+__device__ __forceinline__ int HessianMantissa(float w, int bits) {
+  return static_cast<int>((FloatBits(w) & 0x7FFFFFu) >> (24 - bits));
+}
+__device__ __forceinline__ int SolveHessianTies(const float* decode_scale, int bits,
+                                                HessianTies& ties) {
+  const int own = static_cast<int>(threadIdx.x);
+  const auto tie_of = [](int i) {
+    constexpr float kTies[7] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.0f};
+    return kTies[i / 8];
+  };
+  const auto scale_of = [&](int i) { return decode_scale[kHessianPivot + i % 8]; };
+  if (own < 56) {
+    constexpr uint32_t kNear = 256;  // last places; moves are less than 50 each
+    const uint32_t unused = (1u << (24 - bits)) - 1;
+    const uint32_t product = FloatBits(MulRn(tie_of(own), scale_of(own)));
+    const uint32_t nearest = (product + unused / 2 + 1) & ~unused;
+    const bool near = max(nearest, product) - min(nearest, product) <= kNear;
+    ties.weight[own] = near ? FloatFromBits(nearest) : 0.0f;
+    ties.up[own] = E2m1Index(DivRn(FloatFromBits(nearest), scale_of(own))) > own / 8;
+  }
+  __syncthreads();
+  const int mantissa = own < 56 ? HessianMantissa(ties.weight[own], bits) : 0;
+  for (int pattern = 0; pattern < kHessianPatterns; ++pattern) {
+    bool solved = own >= 56 || ties.weight[own] == 0.0f;
+    for (int move = 0; move <= 16 && !solved; ++move) {  // 0, 1, -1, 2, ...
+      const float by = static_cast<float>((move + 1) / 2 * (move % 2 == 0 ? -4 : 4)) * 0x1p-23f;
+      bool right = true;
+      for (int i = 0; i < 56 && right; ++i) {
+        const float w = ties.weight[i];
+        if (w == 0.0f || HessianMantissa(w, bits) != mantissa) continue;
+        const float side =
+            FmaRn(FmaRn(w, by, w), HessianFilterReciprocal(scale_of(i), i, pattern), -tie_of(i));
+        right = ties.up[i] ? side > 0.0f : side < 0.0f;
+      }
+      if (right) ties.move[own] = by;
+      solved = right;
+    }
+    if (__syncthreads_and(solved)) return pattern;
+  }
+  return -1;
 }
 
-// HessianFactor for reading by columns of L, four rows at a time.
-struct alignas(16) HessianColumns {
-  float column[kBlockSize][kBlockSize];  // [i][j] = L[j][i]
-  float element_bound[kBlockSize];
-  float eigenvalue_bound;
-};
+// The last thread block makes the tables, a thread a code; the others a slice each, with a warp.
+// `bits`: of the significands of the input, or 0 where there is no filter.
+inline constexpr int kHessianPrepareThreads = 128;
+__global__ void __launch_bounds__(kHessianPrepareThreads)
+    PrepareHessianSweep(ScaleSweepHessianArgs args, int bits) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (blockIdx.x == args.slices) {
+    __shared__ float decode_scale[kE4m3Codes + 1];
+    __shared__ HessianTies ties;
+    ScaleSweepHessianTables& tables = *args.tables;
+    const float g = *args.global_amax;
+    const bool prunable = SweepIsPrunable(g);
+    const int k = thread;
+    if (k <= kE4m3Codes) {
+      const float s = k == 0 ? 0.0f : SweepDecodeScale(k, g, args.bound);
+      decode_scale[k] = s;
+      tables.table.decode_scale[k] = s;
+      tables.reciprocal[k] = k == 0 ? 0.0f : DivRn(1.0f, s);
+      tables.block_amax[k] = SweepBlockAmax(k, g, args.bound);
+    }
+    for (int i = thread; i < 1 << kHessianMoveBits; i += kHessianPrepareThreads)
+      tables.move[i] = 0.0f;
+    __syncthreads();
+    const bool filter = bits != 0 && prunable && !args.exhaustive;
+    const int pattern = filter ? SolveHessianTies(decode_scale, bits, ties) : -1;
+    if (thread == 0) {
+      tables.table.prunable = prunable;
+      tables.filter_exponent = static_cast<int>(FloatBits(decode_scale[kHessianPivot]) >> 23) - 127;
+      tables.filtered = pattern >= 0;
+      tables.unresolved = 0;
+    }
+    if (pattern < 0) return;
+    if (k >= 8 && k <= kE4m3Codes) {
+      tables.filter_reciprocal[k] = HessianFilterReciprocal(decode_scale[k], k, pattern);
+    }
+    if (thread < 56 && ties.weight[thread] != 0.0f) {
+      tables.move[HessianMantissa(ties.weight[thread], bits)] = ties.move[thread];
+    }
+    return;
+  }
+  const HessianFactor& factor = args.factors[blockIdx.x];
+  HessianSlice& slice = args.prepared[blockIdx.x];
+  for (int i = thread; i < kBlockSize * kBlockSize; i += kHessianPrepareThreads) {
+    slice.column[i / kBlockSize][i % kBlockSize] = factor.lower[i % kBlockSize][i / kBlockSize];
+  }
+  if (thread < kBlockSize) slice.element_bound[thread] = factor.element_bound[thread];
+  if (thread >= 32) return;
+  uint32_t largest = 0;
+  for (int i = thread; i < kBlockSize * kBlockSize; i += 32) {
+    largest = max(largest, FloatBits((&factor.lower[0][0])[i]) & 0x7FFFFFFFu);
+  }
+  largest = __reduce_max_sync(kHessianWarp, largest) >> 23;
+  constexpr int kUnfit = 1000;
+  const int exponent = largest > 60 && largest < 190 ? static_cast<int>(largest) - 126 : kUnfit;
+  const float normalize =
+      exponent == kUnfit ? 0.0f : FloatFromBits(static_cast<uint32_t>(127 - exponent) << 23);
+  float frobenius = 0.0f;
+  for (int half = 0; half < 2; ++half) {
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t terms[2] = {0, 0};
+      for (int i = 0; i < 2; ++i) {
+        const int row = thread % 4 * 4 + pair * 2 + i, column = thread / 4 + 8 * half;
+        const float entry = MulRn(factor.lower[row][column], normalize);
+        frobenius = FmaRn(entry, entry, frobenius);
+        const uint16_t high = F16FromFloat(entry);
+        const uint16_t low = F16FromFloat(SubRn(entry, FloatFromF16(high)));
+        terms[0] |= uint32_t{high} << (16 * i);
+        terms[1] |= uint32_t{low} << (16 * i);
+      }
+      slice.fragment[half * 2 + pair][thread] = terms[0];
+      slice.fragment[4 + half * 2 + pair][thread] = terms[1];
+    }
+  }
+  for (int distance = 16; distance > 0; distance /= 2) {
+    frobenius = AddRn(frobenius, __shfl_xor_sync(kHessianWarp, frobenius, distance));
+  }
+  if (thread == 0) {
+    slice.eigenvalue_bound = factor.eigenvalue_bound;
+    slice.exponent = exponent;
+    slice.slack = frobenius * (513.0f * 1.1714f * 1.01f * 0x1p-22f);
+    slice.floor = frobenius * (513.0f * 17.0f * 1.01f * 0x1p-46f);
+  }
+}
 
 // HessianDifference, the quotient corrected twice by its remainder: with the correctly rounded
 // reciprocal the first correction makes it faithful and the second correctly rounded. A product
@@ -62,7 +193,7 @@ __device__ __forceinline__ float HessianDifferenceByReciprocal(float w, float de
 // Losses of codes k[0..3] in HessianLoss's order, and plain sums of d * d for the doubling bound.
 __device__ __forceinline__ void HessianBatchLoss(
     const float (&w)[kBlockSize], const int (&k)[kHessianBatch], const ScaleSweepHessianTables& t,
-    const HessianColumns& factor, float (&loss)[kHessianBatch], float (&squares)[kHessianBatch]) {
+    const HessianSlice& factor, float (&loss)[kHessianBatch], float (&squares)[kHessianBatch]) {
   float d[kHessianBatch][kBlockSize];
 #pragma unroll
   for (int c = 0; c < kHessianBatch; ++c) {
@@ -114,7 +245,7 @@ struct HessianSearch {
 // HessianSweepExhaustive for every `valid` thread.
 __device__ __forceinline__ void SearchHessianExhaustive(bool valid, const float (&w)[kBlockSize],
                                                         const ScaleSweepHessianTables& t,
-                                                        const HessianColumns& factor,
+                                                        const HessianSlice& factor,
                                                         HessianSearch& search) {
   for (int base = 1; base <= kE4m3Codes; base += kHessianBatch) {
     int k[kHessianBatch];
@@ -139,7 +270,7 @@ __device__ __forceinline__ void SearchHessianExhaustive(bool valid, const float 
 // smallest eigenvalue do not.
 __device__ __forceinline__ void SearchHessianPruned(bool valid, const float (&w)[kBlockSize],
                                                     float amax, const ScaleSweepHessianTables& t,
-                                                    const HessianColumns& factor,
+                                                    const HessianSlice& factor,
                                                     HessianSearch& search) {
   enum class Step { kWindow, kDown, kUp };
   const float* scale = t.table.decode_scale;
@@ -222,70 +353,74 @@ __device__ __forceinline__ void SearchHessianPruned(bool valid, const float (&w)
   }
 }
 
-template <typename T, int kWarps, int kSlices>
-__global__ void __launch_bounds__(kWarps * 32, 12 / kWarps)
-    ScaleSweepHessianKernel(ScaleSweepHessianArgs args, int slice_groups) {
-  static_assert(kWarps % kSlices == 0);
-  constexpr int kRows = kWarps / kSlices * 32;
+// The definition's arithmetic. Searches all blocks, or those that the filter left.
+inline constexpr int kHessianSearchWarps = 4;
+
+template <typename T>
+__global__ void __launch_bounds__(kHessianSearchWarps * 32, 12 / kHessianSearchWarps)
+    HessianSearchKernel(ScaleSweepHessianArgs args) {
+  constexpr int kThreads = kHessianSearchWarps * 32;
   __shared__ ScaleSweepHessianTables t;
-  __shared__ HessianColumns columns[kSlices];
-  const int64_t first_slice = int64_t{blockIdx.x % slice_groups} * kSlices;
-  for (int k = threadIdx.x; k <= kE4m3Codes; k += kWarps * 32) {
+  __shared__ HessianSlice factor;
+  const bool filtered = args.tables->filtered != 0;
+  if (filtered && args.tables->unresolved == 0) return;
+  for (int k = threadIdx.x; k <= kE4m3Codes; k += kThreads) {
     t.table.decode_scale[k] = args.tables->table.decode_scale[k];
     t.reciprocal[k] = args.tables->reciprocal[k];
     t.block_amax[k] = args.tables->block_amax[k];
   }
   if (threadIdx.x == 0) t.table.prunable = args.tables->table.prunable;
-  for (int i = threadIdx.x; i < kSlices * kBlockSize * kBlockSize; i += kWarps * 32) {
-    const int slice = i / (kBlockSize * kBlockSize), row = i / kBlockSize % kBlockSize;
-    const int64_t source = min(first_slice + slice, args.slices - 1);
-    const HessianFactor& factor = args.factors[source];
-    columns[slice].column[i % kBlockSize][row] = factor.lower[row][i % kBlockSize];
-    if (row == 0)
-      columns[slice].element_bound[i % kBlockSize] = factor.element_bound[i % kBlockSize];
-    if (row == 0 && i % kBlockSize == 0) columns[slice].eigenvalue_bound = factor.eigenvalue_bound;
-  }
-  __syncthreads();
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int own_slice = warp % kSlices;
-  const int64_t slice = first_slice + own_slice;
-  if (slice >= args.slices) return;
-  const int64_t row = int64_t{blockIdx.x / slice_groups} * kRows + warp / kSlices * 32 +
-                      static_cast<int>(threadIdx.x) % 32;
-  const bool valid = row < args.rows;
-  const int64_t b = (valid ? row : args.rows - 1) * args.slices + slice;
-  float w[kBlockSize];
-  LoadBlock<T>(args.x, b, w);
-  float amax = 0.0f;
+  unsigned evaluations = 0;
+  const int64_t bands = (args.rows + kThreads - 1) / kThreads;
+  for (int64_t tile = blockIdx.x; tile < bands * args.slices; tile += gridDim.x) {
+    // Neighbouring thread blocks take neighbouring slices: they share sectors of the results.
+    const int64_t slice = tile % args.slices;
+    const int64_t row = tile / args.slices * kThreads + static_cast<int>(threadIdx.x);
+    const int64_t b = min(row, args.rows - 1) * args.slices + slice;
+    const bool valid = row < args.rows && !(filtered && args.code[b] != 0);
+    if (!__syncthreads_or(valid)) continue;
+    const HessianSlice& source = args.prepared[slice];
+    for (int i = threadIdx.x; i < kBlockSize * kBlockSize; i += kThreads) {
+      (&factor.column[0][0])[i] = (&source.column[0][0])[i];
+    }
+    if (threadIdx.x < kBlockSize) {
+      factor.element_bound[threadIdx.x] = source.element_bound[threadIdx.x];
+    }
+    if (threadIdx.x == 0) factor.eigenvalue_bound = source.eigenvalue_bound;
+    __syncthreads();
+    if (!__any_sync(kHessianWarp, valid)) continue;
+    float w[kBlockSize];
+    LoadBlock<T>(args.x, b, w);
+    float amax = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kBlockSize; ++i) amax = fmaxf(amax, Abs(w[i]));
+    for (int i = 0; i < kBlockSize; ++i) amax = fmaxf(amax, Abs(w[i]));
 
-  const HessianColumns& factor = columns[own_slice];
-  HessianSearch search;
-  if (!args.exhaustive && amax == 0.0f) {
-    search.code = 1;
-    search.best = 0.0f;
-  }
-  const bool sought = valid && search.code == 0;
-  if (t.table.prunable) {
-    if (!args.exhaustive) SearchHessianPruned(sought, w, amax, t, factor, search);
-    // Also where no loss is finite: the definition says which one stands.
-    const bool all = sought && search.code == 0;
-    if (__any_sync(kHessianWarp, all)) SearchHessianExhaustive(all, w, t, factor, search);
-  } else if (sought) {
-    const SweepWinner winner = HessianSweepExhaustive(w, t.table, args.factors[slice]);
-    search.code = winner.code;
-    search.best = winner.loss;
-    search.evaluations = winner.evaluations;
-  }
-  if (valid) {
-    args.code[b] = static_cast<uint8_t>(search.code);
-    args.best_amax[b] = t.block_amax[search.code];
-    args.loss[b] = search.best;
+    HessianSearch search;
+    if (!args.exhaustive && amax == 0.0f) {
+      search.code = 1;
+      search.best = 0.0f;
+    }
+    const bool sought = valid && search.code == 0;
+    if (t.table.prunable) {
+      if (!args.exhaustive) SearchHessianPruned(sought, w, amax, t, factor, search);
+      // Also where no loss is finite: the definition says which one stands.
+      const bool all = sought && search.code == 0;
+      if (__any_sync(kHessianWarp, all)) SearchHessianExhaustive(all, w, t, factor, search);
+    } else if (sought) {
+      const SweepWinner winner = HessianSweepExhaustive(w, t.table, args.factors[slice]);
+      search.code = winner.code;
+      search.best = winner.loss;
+      search.evaluations = winner.evaluations;
+    }
+    if (valid) {
+      args.code[b] = static_cast<uint8_t>(search.code);
+      args.best_amax[b] = t.block_amax[search.code];
+      args.loss[b] = search.best;
+      evaluations += search.evaluations;
+    }
   }
   if (args.evaluations != nullptr) {
-    const unsigned sum =
-        __reduce_add_sync(kHessianWarp, valid ? static_cast<unsigned>(search.evaluations) : 0u);
+    const unsigned sum = __reduce_add_sync(kHessianWarp, evaluations);
     if (threadIdx.x % 32 == 0) {
       atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations),
                 static_cast<unsigned long long>(sum));

@@ -13,11 +13,31 @@
 
 namespace nibble {
 
+inline constexpr int kHessianMoveBits = 10;  // of a mantissa of fp16
+
 // The candidates of one tensor on the device; workspace of the launch.
 struct ScaleSweepHessianTables {
   SweepTable table;
   float reciprocal[kE4m3Codes + 1];  // 1 / decode_scale
   float block_amax[kE4m3Codes + 1];
+  // The filter's, see scale_sweep_hessian_filter.cuh.
+  float filter_reciprocal[kE4m3Codes + 1];  // from code 8 on
+  float move[1 << kHessianMoveBits];        // by mantissa of a weight
+  int filter_exponent;                      // of the decode scale of code kHessianPivot
+  int filtered;                             // whether the filter may be used
+  int unresolved;                           // whether it left blocks to the definition
+};
+
+// One slice on the device; workspace of the launch.
+struct alignas(16) HessianSlice {
+  float column[kBlockSize][kBlockSize];  // [i][j] = L[j][i]
+  float element_bound[kBlockSize];
+  float eigenvalue_bound;
+  // The filter's: L / 2^exponent, below 1, as two terms of fp16 in the lanes of B operands.
+  int exponent;
+  float slack;  // what rounding adds to a loss, by |d|^2 ...
+  float floor;  // ... and at least
+  uint32_t fragment[8][32];
 };
 
 struct ScaleSweepHessianArgs {
@@ -29,6 +49,7 @@ struct ScaleSweepHessianArgs {
   float bound = kE4m3Max;
   bool exhaustive = false;
   ScaleSweepHessianTables* tables = nullptr;  // workspace
+  HessianSlice* prepared = nullptr;           // workspace, one a slice
   uint8_t* code = nullptr;                    // one a block, row-major, as are the next two
   float* best_amax = nullptr;
   float* loss = nullptr;

@@ -66,6 +66,7 @@ class CudaScaleSweepHessianTest : public CudaTest {
     DeviceArray<uint8_t> code(blocks);
     DeviceArray<int64_t> evaluations(1);
     DeviceArray<ScaleSweepHessianTables> tables(1);
+    DeviceArray<HessianSlice> prepared(std::ssize(host_factors));
     data.Fill(0x11);
     factors.Fill(0x22);
     evaluations.Fill(0);
@@ -78,6 +79,7 @@ class CudaScaleSweepHessianTest : public CudaTest {
         .bound = static_cast<float>(e4m3_max),
         .exhaustive = exhaustive,
         .tables = tables.get(),
+        .prepared = prepared.get(),
         .code = code.get(),
         .best_amax = best_amax.get(),
         .loss = loss.get(),
