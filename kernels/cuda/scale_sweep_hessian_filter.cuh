@@ -148,15 +148,22 @@ __device__ __forceinline__ float HessianLossByReciprocal(const float (&w)[kBlock
   return loss;
 }
 
-// What a warp keeps of its slice and its rows.
+template <typename T>
+__device__ __forceinline__ float4 UnpackFour(uint2 words) {
+  const float2 low = Unpack(T{}, words.x), high = Unpack(T{}, words.y);
+  return {low.x, low.y, high.x, high.y};
+}
+
+// What a warp keeps of its slice and of its rows.
 template <int kRows>
 struct alignas(16) HessianWarpMemory {
   float column[kBlockSize][kBlockSize];
-  float2 lower[kHessianRounds][32];  // lower bounds of the losses of a thread's codes
-  uint2 contenders[32];              // by row of a tile: bit i is code first + i - 16
-  int first[32];                     // 0 where there is nothing to decide
-  unsigned queue[64];                // row << 8 | code, to be evaluated
-  unsigned long long key[kRows];     // bits of the loss << 32 | code; 0 is unresolved
+  float element_bound[kBlockSize];
+  uint4 words[32][2];             // the rows of a tile
+  float4 row[32];                 // normalize, scaled amax, bound of its elements, first code
+  uint2 contenders[32];           // bit i is code first + 8 * kHessianFirstRound + i
+  unsigned queue[64];             // row << 8 | code, to be evaluated
+  unsigned long long key[kRows];  // bits of the loss << 32 | code, the smallest so far
 };
 
 template <int kWarps, int kRows>
@@ -167,10 +174,12 @@ struct HessianFilterMemory {
   HessianWarpMemory<kRows> warp[kWarps];
 };
 
-template <typename T>
-__device__ __forceinline__ float4 UnpackFour(uint2 words) {
-  const float2 low = Unpack(T{}, words.x), high = Unpack(T{}, words.y);
-  return {low.x, low.y, high.x, high.y};
+// The steps of a round that any thread asks for; each asks for that of its quarter.
+__device__ __forceinline__ unsigned HessianSteps(bool needed) {
+  unsigned steps = __ballot_sync(kHessianWarp, needed);
+  steps |= steps >> 16;
+  steps |= steps >> 8;
+  return (steps | steps >> 4) & 0xFu;
 }
 
 // A warp is a slice, a thread block kWarps adjacent slices and kTiles * 32 rows.
@@ -178,13 +187,15 @@ template <typename T, int kWarps, int kTiles, int kResident>
 __global__ void __launch_bounds__(kWarps * 32, kResident)
     HessianFilterKernel(ScaleSweepHessianArgs args, int slice_groups) {
   constexpr int kRows = kTiles * 32;
-  const float kInfinity = FloatFromBits(0x7F800000u);
-  constexpr unsigned long long kUnresolved = 0;
+  constexpr int kBits = std::is_same_v<T, Bf16> ? 8 : 11;
+  constexpr unsigned long long kUnresolved = ~0ull;
+  const float infinity = FloatFromBits(0x7F800000u);
   extern __shared__ __align__(16) char raw_memory[];
   auto& memory = *reinterpret_cast<HessianFilterMemory<kWarps, kRows>*>(raw_memory);
   if (!args.tables->filtered) return;
 
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int quad = lane / 4, quarter = lane % 4;
   const int64_t first_slice = int64_t{blockIdx.x % slice_groups} * kWarps;
   const int64_t first_row = int64_t{blockIdx.x / slice_groups} * kRows;
   const int table_exponent = args.tables->filter_exponent;
@@ -204,7 +215,6 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
       memory.codes[k - 1].w = MulRn(r, up);
     }
   }
-  constexpr int kBits = std::is_same_v<T, Bf16> ? 8 : 11;
   for (int i = threadIdx.x; i < 1 << (kBits - 1); i += kWarps * 32) {
     memory.move[i] = args.tables->move[i];
   }
@@ -212,27 +222,22 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
   const int64_t slice = min(first_slice + warp, args.slices - 1);
   const HessianSlice& prepared = args.prepared[slice];
 #pragma unroll
-  for (int i = 0; i < kBlockSize * kBlockSize / 32; ++i) {
-    (&own.column[0][0])[i * 32 + lane] = (&prepared.column[0][0])[i * 32 + lane];
+  for (int i = 0; i < 2; ++i) {
+    reinterpret_cast<float4*>(own.column)[i * 32 + lane] =
+        reinterpret_cast<const float4*>(prepared.column)[i * 32 + lane];
   }
   uint32_t l[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) l[i] = prepared.fragment[i][lane];
-  const int quad = lane / 4, quarter = lane % 4;
-  float element_bound[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) element_bound[i] = prepared.element_bound[quarter * 4 + i];
   const int slice_exponent = prepared.exponent;
   const float slack = prepared.slack, floor = prepared.floor;
   // Normalized like L; both were made with room for a rounding. An unfit slice has no exponent.
   const bool fit = slice_exponent >= -50 && slice_exponent <= 50;
   const float norm =
-      FloatFromBits(static_cast<uint32_t>(127 - 2 * (fit ? slice_exponent : 0)) << 23);
-  const float eigenvalue_bound = MulRn(MulRn(prepared.eigenvalue_bound, norm), 1.0f - 0x1p-10f);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    element_bound[i] = MulRn(MulRn(element_bound[i], norm), 1.0f - 0x1p-10f);
-  }
+      MulRn(FloatFromBits(static_cast<uint32_t>(127 - 2 * (fit ? slice_exponent : 0)) << 23),
+            1.0f - 0x1p-10f);
+  const float eigenvalue_bound = MulRn(prepared.eigenvalue_bound, norm);
+  if (lane < kBlockSize) own.element_bound[lane] = MulRn(prepared.element_bound[lane], norm);
   __syncthreads();
   const float unit =
       DivRn(kE4m3SmallestSubnormal, MulRn(kE2m1Max, memory.code[1].x));  // of a block's amax
@@ -240,217 +245,223 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
   unsigned evaluations = 0;
   int queued = 0;
   const auto block_of = [&](int64_t row) { return min(row, args.rows - 1) * args.slices + slice; };
-  const auto evaluate_queue = [&](int count) {
-    __syncwarp();
-    const unsigned entry = own.queue[lane < count ? lane : 0];
-    const int row = static_cast<int>(entry >> 8), k = static_cast<int>(entry & 0xFF);
-    float w[kBlockSize];
-    LoadBlock<T>(args.x, block_of(first_row + row), w);
-    const float loss = HessianLossByReciprocal(w, memory.code[k], own.column);
-    if (lane < count) {
-      atomicMin(&own.key[row], static_cast<unsigned long long>(FloatBits(loss)) << 32 | k);
-    }
-    __syncwarp();
-  };
 
   for (int tile = 0; tile < kTiles; ++tile) {
     const int64_t tile_row = first_row + tile * 32;
     if (tile_row >= args.rows) break;
-    uint2 words[4];
+    {  // A thread is a row.
+      const uint4* source = static_cast<const uint4*>(args.x) + block_of(tile_row + lane) * 2;
+      const uint4 words[2] = {__ldg(source), __ldg(source + 1)};
+      own.words[lane][0] = words[0];
+      own.words[lane][1] = words[1];
+      const uint32_t pairs[8] = {words[0].x, words[0].y, words[0].z, words[0].w,
+                                 words[1].x, words[1].y, words[1].z, words[1].w};
+      float amax = 0.0f;
 #pragma unroll
-    for (int group = 0; group < 4; ++group) {
-      const int64_t b = block_of(tile_row + group * 8 + quad);
-      words[group] = __ldg(static_cast<const uint2*>(args.x) + b * 4 + quarter);
-    }
-#pragma unroll 1
-    for (int group = 0; group < 4; ++group) {
-      const uint2 word = group == 0   ? words[0]
-                         : group == 1 ? words[1]
-                         : group == 2 ? words[2]
-                                      : words[3];
-      const float4 four = UnpackFour<T>(word);
-      const float values[4] = {four.x, four.y, four.z, four.w};
-      float amax = fmaxf(fmaxf(Abs(four.x), Abs(four.y)), fmaxf(Abs(four.z), Abs(four.w)));
-      amax = fmaxf(amax, __shfl_xor_sync(kHessianWarp, amax, 1));
-      amax = fmaxf(amax, __shfl_xor_sync(kHessianWarp, amax, 2));
+      for (int i = 0; i < 8; ++i) {
+        const float2 pair = Unpack(T{}, pairs[i]);
+        amax = fmaxf(amax, fmaxf(Abs(pair.x), Abs(pair.y)));
+      }
       float bound = 0.0f;  // of the elements that saturate first
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (Abs(values[i]) == amax) bound = fmaxf(bound, element_bound[i]);
+      for (int i = 0; i < 8; ++i) {
+        const float2 pair = Unpack(T{}, pairs[i]);
+        if (Abs(pair.x) == amax) bound = fmaxf(bound, own.element_bound[2 * i]);
+        if (Abs(pair.y) == amax) bound = fmaxf(bound, own.element_bound[2 * i + 1]);
       }
-      bound = fmaxf(bound, __shfl_xor_sync(kHessianWarp, bound, 1));
-      bound = fmaxf(bound, __shfl_xor_sync(kHessianWarp, bound, 2));
-
-      const float ratio = MulRn(amax, unit);
-      int first = static_cast<int>(E4m3Encode(fminf(ratio, kE4m3Max)));
-      if (MulRn(kE2m1Max, memory.code[first].x) < amax) ++first;
-      const int doublings = first / 8 - kHessianPivot / 8;
-      const int exponent = table_exponent + doublings;  // of the block
-      const bool zero = amax == 0.0f;
-      bool active = fit && !zero && first >= 8 && first <= kE4m3Codes &&
-                    tile_row + group * 8 + quad < args.rows;
+      // The first unsaturated code, as E4M3 rounds or one above; codes below 8 are not sought here.
+      const float ratio = fminf(MulRn(amax, unit), kE4m3Max);
+      const uint32_t bits = FloatBits(ratio);
+      int first = static_cast<int>((bits + 0x7FFFFu + ((bits >> 20) & 1u) - 0x3C000000u) >> 20);
+      bool active = fit & (ratio >= 0x1p-6f) & (tile_row + lane < args.rows);
+      first = active ? first : kHessianPivot;
+      first += MulRn(kE2m1Max, memory.code[first].x) < amax ? 1 : 0;
+      const int exponent = table_exponent + first / 8 - kHessianPivot / 8;  // of the block
       // Where losses are so large or so small that the definition rounds otherwise, it decides.
-      active = active && abs(exponent) <= 60 && abs(exponent + slice_exponent) <= 40;
+      active = active & (first <= kE4m3Codes) & (abs(exponent) <= 60) &
+               (abs(exponent + slice_exponent) <= 40);
       const float normalize =
           active ? FloatFromBits(static_cast<uint32_t>(127 - exponent) << 23) : 0.0f;
-      const int pivot = active ? first - 8 * doublings : kHessianPivot;
-      HessianQuarter own_quarter;
+      own.row[lane] = {normalize, MulRn(amax, normalize), bound,
+                       __int_as_float(active ? first : kHessianPivot)};
+      own.key[tile * 32 + lane] = amax == 0.0f ? 1 : kUnresolved;
+    }
+    __syncwarp();
+
+#pragma unroll 1
+    for (int group = 0; group < 4; ++group) {
+      const int row = group * 8 + quad;
+      const float4 about = own.row[row];
+      const float4 four =
+          UnpackFour<T>(reinterpret_cast<const uint2*>(&own.words[row][0])[quarter]);
+      const float amax = about.y;
+      const int first = __float_as_int(about.w);
+      const bool active = about.x != 0.0f;
+      bool resolved = true;
+      // The last offset from `first` that is a code, and from this thread's step.
+      const int room = kE4m3Codes - first - 2 * quarter;
+      const float4* pivot = &memory.codes[kHessianPivot + first % 8];
+      HessianQuarter block;
+      const float values[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float w = MulRn(values[i], normalize);
-        own_quarter.w[i] = w;
-        own_quarter.moved[i] = FmaRn(w, memory.move[HessianMantissa(w, kBits)], w);
+        const float w = MulRn(values[i], about.x);
+        block.w[i] = w;
+        block.moved[i] = FmaRn(w, memory.move[HessianMantissa(w, kBits)], w);
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint32_t pair = __byte_perm(FloatBits(own_quarter.w[2 * i]),
-                                          FloatBits(own_quarter.w[2 * i + 1]), 0x7632);
-        own_quarter.big[i] = (pair & 0x7FFF7FFFu) + 0x0B000B00u;
+        const uint32_t pair =
+            __byte_perm(FloatBits(block.w[2 * i]), FloatBits(block.w[2 * i + 1]), 0x7632);
+        block.big[i] = (pair & 0x7FFF7FFFu) + 0x0B000B00u;
       }
-      amax = MulRn(amax, normalize);
 
-      float limit = kInfinity;  // no less than the smallest loss
-      float square_bound[2] = {0.0f, 0.0f};
-      unsigned rounds = 0;  // evaluated ones
-      const auto evaluate = [&](auto clamp, int round, unsigned steps) {
-        float sum[4] = {0, 0, 0, 0};
-        const float4* codes = &memory.codes[pivot + 8 * round];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (steps >> j & 1) {
-            const uint32_t one = FloatBits(1.0f);
-            const uint32_t column[2] = {quad == 2 * j ? one : 0u, quad == 2 * j + 1 ? one : 0u};
-            HessianStep<decltype(clamp)::value>(own_quarter, codes[2 * j], l, column, sum);
-          }
-        }
-        // This thread's two codes: sum[0] and sum[2] are their losses, sum[1] and sum[3] |d|^2.
+      float limit = infinity;                // no less than the smallest loss
+      float square_bound[2] = {0.0f, 0.0f};  // of losses at twice the scale
+      uint2 mask = {0, 0};
+      unsigned steps_done = 0;
+      // Of this thread's two codes: sum[0] and sum[2] are losses, sum[1] and sum[3] |d|^2.
+      const auto finish = [&](const float(&sum)[4], int round, unsigned steps) {
         const bool evaluated = (steps >> quarter & 1) != 0;
-        const int k = first + 8 * round + 2 * quarter;
-        float upper = kInfinity;
-        float2 lower = {kInfinity, kInfinity};
-        if (evaluated && k <= kE4m3Codes) {
-          lower.x = FmaRn(sum[0], 1.0f - kHessianFilterError, -MulRn(slack, sum[1]));
-          upper = FmaRn(sum[0], 1.0f + kHessianFilterError, MulRn(slack, sum[1]));
-          evaluations += active;
-        }
-        if (evaluated && k + 1 <= kE4m3Codes) {
-          lower.y = FmaRn(sum[2], 1.0f - kHessianFilterError, -MulRn(slack, sum[3]));
-          upper = fminf(upper, FmaRn(sum[2], 1.0f + kHessianFilterError, MulRn(slack, sum[3])));
-          evaluations += active;
-        }
-        if (evaluated) {
-          square_bound[0] = MulRn(eigenvalue_bound, sum[1]);
-          square_bound[1] = MulRn(eigenvalue_bound, sum[3]);
-        }
-        own.lower[round - kHessianFirstRound][lane] = lower;
-        rounds |= 1u << (round - kHessianFirstRound);
+        const float loss[2] = {evaluated & (8 * round <= room) ? sum[0] : infinity,
+                               evaluated & (8 * round < room) ? sum[2] : infinity};
+        const float slacks[2] = {MulRn(slack, sum[1]), MulRn(slack, sum[3])};
+        float upper = fminf(FmaRn(loss[0], 1.0f + kHessianFilterError, slacks[0]),
+                            FmaRn(loss[1], 1.0f + kHessianFilterError, slacks[1]));
         upper = fminf(upper, __shfl_xor_sync(kHessianWarp, upper, 1));
         upper = fminf(upper, __shfl_xor_sync(kHessianWarp, upper, 2));
         limit = fminf(limit, AddRn(upper, floor));
+        steps_done += __popc(steps);
+        return float2{FmaRn(loss[0], 1.0f - kHessianFilterError, -slacks[0]),
+                      FmaRn(loss[1], 1.0f - kHessianFilterError, -slacks[1])};
       };
-      // One bit for each of the four steps that a thread of its quarter asks for.
-      const auto steps_of = [&](bool needed) {
-        unsigned steps = __ballot_sync(kHessianWarp, needed);
-        steps |= steps >> 16;
-        steps |= steps >> 8;
-        return (steps | steps >> 4) & 0xFu;
+      const auto bits_of = [&](const float2& lower) {
+        const float threshold = AddRn(limit, floor);
+        return (lower.x <= threshold ? 1u : 0u) | (lower.y <= threshold ? 2u : 0u);
       };
-
-      evaluate(std::false_type{}, 0, 0xFu);
-      const float2 window_bound = {square_bound[0], square_bound[1]};
-      for (int round = -1; round >= kHessianFirstRound - 1; --round) {
-        const int k = first + 8 * round + 2 * quarter;  // and the next
-        const float d = FmaRn(-kE2m1Max, memory.codes[pivot + 8 * round + 2 * quarter + 1].x, amax);
-        bool needed = active && k + 1 >= 1 && !(MulRn(bound, MulRn(d, d)) > limit);
-        const bool beyond = needed && (k < 8 || round < kHessianFirstRound);
-        const unsigned leaving = __ballot_sync(kHessianWarp, beyond);
-        if ((leaving >> (quad * 4) & 0xFu) != 0) active = false;
-        needed = needed && active;
-        const unsigned steps = steps_of(needed);
-        if (steps == 0) break;
-        evaluate(std::true_type{}, round, steps);
-      }
-      square_bound[0] = window_bound.x;
-      square_bound[1] = window_bound.y;
-      for (int round = 1; round <= kHessianLastRound; ++round) {
-        const int k = first + 8 * round + 2 * quarter;
-        // Beyond the first code that rounds everything to zero nothing changes.
-        const float before = memory.codes[pivot + 8 * round + 2 * quarter - 1].x;
-        const bool needed = active && k <= kE4m3Codes && before < 4.0f * amax &&
-                            (square_bound[0] <= limit || square_bound[1] <= limit);
-        const unsigned steps = steps_of(needed);
-        if (steps == 0) break;
-        evaluate(std::false_type{}, round, steps);
-      }
-
-      uint2 mask = {0, 0};
-      const float threshold = AddRn(limit, floor);
-      for (unsigned left = rounds; left != 0; left &= left - 1) {
-        const int round = __ffs(static_cast<int>(left)) - 1;
-        const float2 lower = own.lower[round][lane];
-        const unsigned both = (lower.x <= threshold ? 1u : 0u) | (lower.y <= threshold ? 2u : 0u);
-        const unsigned bits = both << (8 * (round % 4) + 2 * quarter);
-        if (round < 4) {
-          mask.x |= bits;
-        } else {
-          mask.y |= bits;
+      float2 lowers[3];  // of rounds -1, 0 and 1
+      lowers[0] = lowers[2] = {infinity, infinity};
+      unsigned steps = 0xF;
+#pragma unroll 1
+      for (int round = 0;;) {
+        {
+          float sum[4] = {0, 0, 0, 0};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (steps >> j & 1) {
+              const uint32_t one = FloatBits(1.0f);
+              const uint32_t column[2] = {quad == 2 * j ? one : 0u, quad == 2 * j + 1 ? one : 0u};
+              HessianStep<false>(block, pivot[8 * round + 2 * j], l, column, sum);
+            }
+          }
+          const float2 lower = finish(sum, round, steps);
+          if (steps >> quarter & 1) {
+            square_bound[0] = MulRn(eigenvalue_bound, sum[1]);
+            square_bound[1] = MulRn(eigenvalue_bound, sum[3]);
+          }
+          if (round == 0) {
+            lowers[1] = lower;
+          } else if (round == 1) {
+            lowers[2] = lower;
+          } else {
+            mask.y |= bits_of(lower) << (8 * (round - 2));
+          }
         }
+        if (round == 0) {
+          steps = 1;  // while the lowest codes of a round are needed, so may be those below
+#pragma unroll 1
+          for (int below = -1; steps & 1; --below) {
+            // Of this thread's two codes the larger one.
+            const float d = FmaRn(-kE2m1Max, pivot[8 * below + 2 * quarter].y, amax);
+            bool needed = active & (MulRn(about.z, MulRn(d, d)) <= limit) &
+                          (first + 8 * below + 2 * quarter >= 0);
+            const bool here =
+                (below >= kHessianFirstRound) & (first + 8 * below + 2 * quarter >= 8);
+            resolved = resolved & (here | !needed);
+            needed = needed & here;
+            steps = HessianSteps(needed);
+            if (steps == 0) break;
+            float sum[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              if (steps >> j & 1) {
+                const uint32_t one = FloatBits(1.0f);
+                const uint32_t column[2] = {quad == 2 * j ? one : 0u, quad == 2 * j + 1 ? one : 0u};
+                HessianStep<true>(block, pivot[8 * below + 2 * j], l, column, sum);
+              }
+            }
+            const float2 lower = finish(sum, below, steps);
+            if (below == -1) {
+              lowers[0] = lower;
+            } else {
+              mask.x |= bits_of(lower);
+            }
+          }
+        }
+        if (++round > kHessianLastRound) break;
+        bool needed = active & (8 * round <= room) &
+                      ((square_bound[0] <= limit) | (square_bound[1] <= limit));
+        // Beyond the first code that rounds everything to zero nothing changes.
+        if (round >= 3) {
+          needed = needed & (pivot[8 * round + 2 * quarter - 1].x < MulRn(4.0f, amax));
+        }
+        steps = HessianSteps(needed);
+        if (steps == 0) break;
       }
+
+      mask.x |= bits_of(lowers[0]) << 8 | bits_of(lowers[1]) << 16 | bits_of(lowers[2]) << 24;
+      const unsigned stuck = __ballot_sync(kHessianWarp, !resolved) >> (4 * quad) & 0xFu;
+      mask.x <<= 2 * quarter;
+      mask.y <<= 2 * quarter;
       mask.x |= __shfl_xor_sync(kHessianWarp, mask.x, 1);
-      mask.y |= __shfl_xor_sync(kHessianWarp, mask.y, 1);
       mask.x |= __shfl_xor_sync(kHessianWarp, mask.x, 2);
+      mask.y |= __shfl_xor_sync(kHessianWarp, mask.y, 1);
       mask.y |= __shfl_xor_sync(kHessianWarp, mask.y, 2);
       if (quarter == 0) {
-        own.contenders[group * 8 + quad] = active ? mask : uint2{0, 0};
-        own.first[group * 8 + quad] = first;
-        own.key[tile * 32 + group * 8 + quad] = zero ? 1 : kUnresolved;
+        own.contenders[row] = active & (stuck == 0) ? mask : uint2{0, 0};
+        evaluations += active ? 2 * steps_done : 0;
       }
     }
     __syncwarp();
-    // A thread is a row now: its first contender at once, the others when a warp of them is there.
+
+    // A thread is a row again. Contenders are evaluated when there are as many as threads.
     uint2 mask = own.contenders[lane];
-    const int base = own.first[lane] + 8 * kHessianFirstRound;
-    const auto take = [&]() {
-      const bool low = mask.x != 0;
-      const int bit =
-          low ? __ffs(static_cast<int>(mask.x)) - 1 : 31 + __ffs(static_cast<int>(mask.y));
-      if (low) {
-        mask.x &= mask.x - 1;
-      } else {
-        mask.y &= mask.y - 1;
-      }
-      return base + bit;
-    };
-    const bool any = (mask.x | mask.y) != 0;
-    const int k = any ? take() : 8;
-    {
-      float w[kBlockSize];
-      LoadBlock<T>(args.x, block_of(tile_row + lane), w);
-      const float loss = HessianLossByReciprocal(w, memory.code[k], own.column);
-      if (any)
-        own.key[tile * 32 + lane] = static_cast<unsigned long long>(FloatBits(loss)) << 32 | k;
-    }
-    __syncwarp();
+    const int base = __float_as_int(own.row[lane].w) + 8 * kHessianFirstRound;
+    const bool last = tile == kTiles - 1 || tile_row + 32 >= args.rows;
     while (true) {
-      const bool more = (mask.x | mask.y) != 0;
-      const unsigned voters = __ballot_sync(kHessianWarp, more);
-      if (voters == 0) break;
-      if (more) {
-        const int at = queued + __popc(voters & ((1u << lane) - 1u));
-        own.queue[at] = static_cast<unsigned>((tile * 32 + lane) << 8 | take());
+      const bool any = (mask.x | mask.y) != 0;
+      const unsigned voters = __ballot_sync(kHessianWarp, any);
+      if (any) {
+        const int bit = mask.x != 0 ? __ffs(static_cast<int>(mask.x)) - 1
+                                    : __ffs(static_cast<int>(mask.y)) + 31;
+        if (mask.x != 0) {
+          mask.x &= mask.x - 1;
+        } else {
+          mask.y &= mask.y - 1;
+        }
+        own.queue[queued + __popc(voters & ((1u << lane) - 1u))] =
+            static_cast<unsigned>((tile * 32 + lane) << 8 | (base + bit));
       }
       queued += __popc(voters);
-      if (queued >= 32) {
-        evaluate_queue(32);
-        const unsigned moved = own.queue[32 + lane];
-        __syncwarp();
-        own.queue[lane] = moved;
-        queued -= 32;
-        __syncwarp();
+      if (queued < 32 && !(voters == 0 && last && queued != 0)) {
+        if (voters == 0) break;
+        continue;
       }
+      __syncwarp();
+      const unsigned entry = own.queue[lane < queued ? lane : 0], next = own.queue[lane + 32];
+      __syncwarp();
+      own.queue[lane] = next;
+      const int row = static_cast<int>(entry >> 8), k = static_cast<int>(entry & 0xFF);
+      float w[kBlockSize];
+      LoadBlock<T>(args.x, block_of(first_row + row), w);
+      const float loss = HessianLossByReciprocal(w, memory.code[k], own.column);
+      if (lane < queued) {
+        atomicMin(&own.key[row], static_cast<unsigned long long>(FloatBits(loss)) << 32 | k);
+      }
+      queued = max(queued - 32, 0);
     }
+    __syncwarp();
   }
-  if (queued != 0) evaluate_queue(queued);
   __syncthreads();
 
   bool unresolved = false;
@@ -459,7 +470,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
     if (row >= args.rows || column >= args.slices) continue;
     const unsigned long long key = memory.warp[i % kWarps].key[i / kWarps];
     const int64_t b = row * args.slices + column;
-    const int k = static_cast<int>(key & 0xFF);
+    const int k = key == kUnresolved ? 0 : static_cast<int>(key & 0xFF);
     args.code[b] = static_cast<uint8_t>(k);
     args.best_amax[b] = args.tables->block_amax[k];
     args.loss[b] = FloatFromBits(static_cast<uint32_t>(key >> 32));
