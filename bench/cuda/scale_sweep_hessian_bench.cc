@@ -43,9 +43,9 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
   const DeviceMemory tables = Allocate(sizeof(ScaleSweepHessianTables));
   const DeviceMemory prepared = Allocate(slices * static_cast<int64_t>(sizeof(HessianSlice)));
   const DeviceMemory code = Allocate(blocks), best_amax = Allocate(4 * blocks);
-  const DeviceMemory loss = Allocate(4 * blocks), evaluations = Allocate(sizeof(int64_t));
+  const DeviceMemory loss = Allocate(4 * blocks), counts = Allocate(sizeof(SweepCounts));
   Check(cudaMemcpy(factors.get(), host_factors.data(), factor_bytes, cudaMemcpyHostToDevice));
-  Check(LaunchAmax(dtype, x[0], blocks, As<float>(amax), nullptr));
+  Check(LaunchAmax(dtype, x[0], blocks, As<float>(amax), /*config=*/0, nullptr));
   for (size_t config = 0; config < std::size(kScaleSweepHessianConfigs); ++config) {
     ScaleSweepHessianArgs args = {
         .x = x[0],
@@ -60,13 +60,13 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
         .code = As<uint8_t>(code),
         .best_amax = As<float>(best_amax),
         .loss = As<float>(loss),
-        .evaluations = As<int64_t>(evaluations),
+        .counts = As<SweepCounts>(counts),
     };
-    Check(cudaMemset(evaluations.get(), 0, sizeof(int64_t)));
+    Check(cudaMemset(counts.get(), 0, sizeof(SweepCounts)));
     Check(LaunchScaleSweepHessian(dtype, args, static_cast<int>(config), nullptr));
-    int64_t evaluated = 0;
-    Check(cudaMemcpy(&evaluated, evaluations.get(), sizeof(int64_t), cudaMemcpyDeviceToHost));
-    args.evaluations = nullptr;
+    SweepCounts counted;
+    Check(cudaMemcpy(&counted, counts.get(), sizeof(counted), cudaMemcpyDeviceToHost));
+    args.counts = nullptr;
     const double ms = MedianMs([&](int run) {
       args.x = x[run];
       return LaunchScaleSweepHessian(dtype, args, static_cast<int>(config), nullptr);
@@ -76,7 +76,7 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
                      " ", std::string(DTypeName(dtype))),
         absl::StrCat(warps, " warps, ", tiles, " tiles, ", resident, " resident"), ms,
         static_cast<double>(weights * DTypeBytes(dtype) + 9 * blocks),
-        absl::StrCat(static_cast<double>(evaluated) / static_cast<double>(blocks),
+        absl::StrCat(static_cast<double>(counted.evaluations) / static_cast<double>(blocks),
                      " evaluations a block; factoring on the host ", factoring.count(), " ms"));
   }
 }

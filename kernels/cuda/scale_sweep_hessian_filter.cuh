@@ -477,13 +477,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
     unresolved = unresolved || key == kUnresolved;
   }
   if (unresolved) args.tables->unresolved = 1;
-  if (args.evaluations != nullptr) {
-    const unsigned sum = __reduce_add_sync(kHessianWarp, evaluations);
-    if (lane == 0 && first_slice + warp < args.slices) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations),
-                static_cast<unsigned long long>(sum));
-    }
-  }
+  AddHessianCounts(first_slice + warp < args.slices ? args.counts : nullptr, evaluations, 0);
 }
 
 }  // namespace nibble

@@ -226,10 +226,25 @@ __device__ __forceinline__ void HessianBatchLoss(
   }
 }
 
+// Adds what the threads of a warp counted.
+__device__ __forceinline__ void AddHessianCounts(SweepCounts* counts, unsigned evaluations,
+                                                 unsigned near_ties) {
+  if (counts == nullptr) return;
+  evaluations = __reduce_add_sync(kHessianWarp, evaluations);
+  near_ties = __reduce_add_sync(kHessianWarp, near_ties);
+  if (threadIdx.x % 32 != 0) return;
+  atomicAdd(reinterpret_cast<unsigned long long*>(&counts->evaluations),
+            static_cast<unsigned long long>(evaluations));
+  if (near_ties == 0) return;
+  atomicAdd(reinterpret_cast<unsigned long long*>(&counts->near_ties),
+            static_cast<unsigned long long>(near_ties));
+}
+
 struct HessianSearch {
   float best = FloatFromBits(0x7F800000u);
   int code = 0;
   int evaluations = 0;
+  bool near_tie = false;
 
   // As in HessianSweepPruned: of equal losses the smaller code's.
   __device__ __forceinline__ void Take(bool active, int k, float loss) {
@@ -247,6 +262,7 @@ __device__ __forceinline__ void SearchHessianExhaustive(bool valid, const float 
                                                         const ScaleSweepHessianTables& t,
                                                         const HessianSlice& factor,
                                                         HessianSearch& search) {
+  float runner_up = FloatFromBits(0x7F800000u);
   for (int base = 1; base <= kE4m3Codes; base += kHessianBatch) {
     int k[kHessianBatch];
     float loss[kHessianBatch], squares[kHessianBatch];
@@ -255,14 +271,21 @@ __device__ __forceinline__ void SearchHessianExhaustive(bool valid, const float 
     HessianBatchLoss(w, k, t, factor, loss, squares);
 #pragma unroll
     for (int c = 0; c < kHessianBatch; ++c) {
+      if (!valid || base + c > kE4m3Codes) continue;
       // The first loss stands even where it is infinite or NaN.
-      if (valid && (k[c] == 1 || loss[c] < search.best)) {
+      if (k[c] == 1 || loss[c] < search.best) {
+        if (k[c] != 1) runner_up = search.best;
         search.best = loss[c];
         search.code = k[c];
+      } else if (loss[c] < runner_up) {
+        runner_up = loss[c];
       }
     }
   }
-  if (valid) search.evaluations = kE4m3Codes;
+  if (valid) {
+    search.evaluations = kE4m3Codes;
+    search.near_tie = runner_up <= MulRn(search.best, kSweepNearTie);
+  }
 }
 
 // HessianSweepPruned's three steps, in batches: from the first unsaturated code, down while a
@@ -370,7 +393,7 @@ __global__ void __launch_bounds__(kHessianSearchWarps * 32, 12 / kHessianSearchW
     t.block_amax[k] = args.tables->block_amax[k];
   }
   if (threadIdx.x == 0) t.table.prunable = args.tables->table.prunable;
-  unsigned evaluations = 0;
+  unsigned evaluations = 0, near_ties = 0;
   const int64_t bands = (args.rows + kThreads - 1) / kThreads;
   for (int64_t tile = blockIdx.x; tile < bands * args.slices; tile += gridDim.x) {
     // Neighbouring thread blocks take neighbouring slices: they share sectors of the results.
@@ -411,21 +434,17 @@ __global__ void __launch_bounds__(kHessianSearchWarps * 32, 12 / kHessianSearchW
       search.code = winner.code;
       search.best = winner.loss;
       search.evaluations = winner.evaluations;
+      search.near_tie = winner.near_tie;
     }
     if (valid) {
       args.code[b] = static_cast<uint8_t>(search.code);
       args.best_amax[b] = t.block_amax[search.code];
       args.loss[b] = search.best;
       evaluations += search.evaluations;
+      near_ties += args.exhaustive && search.near_tie ? 1 : 0;
     }
   }
-  if (args.evaluations != nullptr) {
-    const unsigned sum = __reduce_add_sync(kHessianWarp, evaluations);
-    if (threadIdx.x % 32 == 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations),
-                static_cast<unsigned long long>(sum));
-    }
-  }
+  AddHessianCounts(args.counts, evaluations, near_ties);
 }
 
 }  // namespace nibble

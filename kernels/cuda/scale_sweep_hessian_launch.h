@@ -53,7 +53,7 @@ struct ScaleSweepHessianArgs {
   uint8_t* code = nullptr;                    // one a block, row-major, as are the next two
   float* best_amax = nullptr;
   float* loss = nullptr;
-  int64_t* evaluations = nullptr;  // added to; may be null
+  SweepCounts* counts = nullptr;  // added to; may be null
 };
 
 // `config` indexes kScaleSweepHessianConfigs. cudaErrorInvalidValue for an unknown type or config.

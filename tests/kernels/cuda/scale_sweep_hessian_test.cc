@@ -43,6 +43,7 @@ class CudaScaleSweepHessianTest : public CudaTest {
     EXPECT_TRUE(SameBytes(expected.code, actual.code)) << "code";
     EXPECT_TRUE(SameBytes(expected.loss, actual.loss)) << "loss";
     EXPECT_TRUE(SameBytes(expected.best_amax, actual.best_amax)) << "best_amax";
+    EXPECT_EQ(expected.near_ties, actual.near_ties);
   }
   void ExpectSame(const ScaleSweepParams& params, const MatrixView& x,
                   std::span<const float> hessians) {
@@ -64,12 +65,12 @@ class CudaScaleSweepHessianTest : public CudaTest {
     DeviceArray<HessianFactor> factors(std::ssize(host_factors));
     DeviceArray<float> device_g(1), best_amax(blocks), loss(blocks);
     DeviceArray<uint8_t> code(blocks);
-    DeviceArray<int64_t> evaluations(1);
+    DeviceArray<SweepCounts> counts(1);
     DeviceArray<ScaleSweepHessianTables> tables(1);
     DeviceArray<HessianSlice> prepared(std::ssize(host_factors));
     data.Fill(0x11);
     factors.Fill(0x22);
-    evaluations.Fill(0);
+    counts.Fill(0);
     const ScaleSweepHessianArgs args = {
         .x = data.get(),
         .rows = x.rows,
@@ -83,7 +84,7 @@ class CudaScaleSweepHessianTest : public CudaTest {
         .code = code.get(),
         .best_amax = best_amax.get(),
         .loss = loss.get(),
-        .evaluations = evaluations.get(),
+        .counts = counts.get(),
     };
     ReplayFromGraph(
         [&](cudaStream_t stream) { return LaunchScaleSweepHessian(x.dtype, args, config, stream); },
@@ -95,7 +96,8 @@ class CudaScaleSweepHessianTest : public CudaTest {
           best_amax.Fill(0xEE);
           loss.Fill(0xEE);
         });
-    return {code.Get(), best_amax.Get(), loss.Get(), g, evaluations.Get()[0]};
+    const SweepCounts counted = counts.Get()[0];
+    return {code.Get(), best_amax.Get(), loss.Get(), g, counted.evaluations, counted.near_ties};
   }
 };
 
