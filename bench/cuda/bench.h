@@ -65,6 +65,7 @@ void BenchObserve();
 void BenchPostScale();
 void BenchQuantize();
 void BenchScaleSweep();
+void BenchScaleSweepHessian();
 
 }  // namespace nibble::bench
 

@@ -112,7 +112,8 @@ int main(int argc, char** argv) {
                              {"observe", BenchObserve},
                              {"post_scale", BenchPostScale},
                              {"quantize", BenchQuantize},
-                             {"scale_sweep", BenchScaleSweep}};
+                             {"scale_sweep", BenchScaleSweep},
+                             {"scale_sweep_hessian", BenchScaleSweepHessian}};
   for (int i = 1; i < argc; ++i) {
     if (std::ranges::none_of(kWorks, [&](const Work& work) { return work.name == argv[i]; })) {
       std::fprintf(stderr, "cuda_bench: expected");

@@ -10,6 +10,7 @@
 
 #include "base/parallel_for.h"
 #include "base/status.h"
+#include "kernels/hessian_factors.h"
 #include "quant/numerics/e2m1.h"
 #include "quant/numerics/hadamard.h"
 #include "quant/numerics/hessian_sum.h"
@@ -376,8 +377,7 @@ class CpuBackend final : public Backend {
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int64_t blocks_per_row = x.cols / kBlockSize;
-    std::vector<HessianFactor> factors(hessians.empty() ? 0 : blocks_per_row);
-    NIBBLE_RETURN_IF_ERROR(FactorAll(hessians, factors));
+    NIBBLE_ASSIGN_OR_RETURN(const auto factors, FactorHessians(hessians, pool_));
     Resize(result, x.rows * blocks_per_row);
     float amax_of_code[kE4m3Codes + 1];
     for (int k = 0; k <= kE4m3Codes; ++k) {
@@ -409,27 +409,6 @@ class CpuBackend final : public Backend {
     }
     result.evaluations = evaluations;
     result.near_ties = near_ties;
-    return absl::OkStatus();
-  }
-
-  absl::Status FactorAll(std::span<const float> hessians, std::vector<HessianFactor>& factors) {
-    constexpr int kSize = kBlockSize * kBlockSize;
-    std::vector<HessianDefect> defects(factors.size());
-    pool_.ParallelFor(static_cast<int64_t>(factors.size()), 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        defects[i] = FactorHessian(hessians.data() + i * kSize, &factors[i]);
-      }
-    });
-    for (size_t i = 0; i < defects.size(); ++i) {
-      if (defects[i] == HessianDefect::kNone) continue;
-      return absl::FailedPreconditionError(
-          absl::StrCat("hessian: expected finite, symmetric, positive semidefinite slices, got one "
-                       "that is not ",
-                       defects[i] == HessianDefect::kNotFinite      ? "finite"
-                       : defects[i] == HessianDefect::kNotSymmetric ? "symmetric"
-                                                                    : "positive semidefinite",
-                       ": slice ", i));
-    }
     return absl::OkStatus();
   }
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,8 +18,10 @@
 #include "kernels/cuda/observe_launch.h"
 #include "kernels/cuda/post_scale_launch.h"
 #include "kernels/cuda/quantize_launch.h"
+#include "kernels/cuda/scale_sweep_hessian_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 #include "kernels/cuda/tunable_ops.h"
+#include "kernels/hessian_factors.h"
 
 namespace nibble {
 namespace {
@@ -138,32 +141,57 @@ class CudaBackend final : public Backend {
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                             std::span<const float> hessians, SweepResult& result) override {
-    if (!hessians.empty()) return NotYet("the Hessian sweep");
     const int64_t blocks = x.size() / kBlockSize;
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
     NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
     result.global_amax = params.global_amax.value_or(amax);
     NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(&result.global_amax, 1));
-    NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
     NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
     SweepCounts totals;
     NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
-    const ScaleSweepArgs args = {
-        .x = data.get(),
-        .blocks = blocks,
-        .global_amax = g.get(),
-        .bound = static_cast<float>(params.e4m3_max),
-        .exhaustive = params.method == SweepMethod::kExhaustive,
-        .tables = tables.get(),
-        .code = code.get(),
-        .best_amax = best_amax.get(),
-        .loss = loss.get(),
-        .counts = counts.get(),
-    };
-    NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
+    if (hessians.empty()) {
+      NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
+      const ScaleSweepArgs args = {
+          .x = data.get(),
+          .blocks = blocks,
+          .global_amax = g.get(),
+          .bound = static_cast<float>(params.e4m3_max),
+          .exhaustive = params.method == SweepMethod::kExhaustive,
+          .tables = tables.get(),
+          .code = code.get(),
+          .best_amax = best_amax.get(),
+          .loss = loss.get(),
+          .counts = counts.get(),
+      };
+      NIBBLE_CUDA_RETURN_IF_ERROR(
+          LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(const auto host_factors, FactorHessians(hessians, pool_));
+      NIBBLE_ASSIGN_OR_RETURN(const auto factors,
+                              Upload(host_factors.data(), std::ssize(host_factors)));
+      NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepHessianTables>(1));
+      NIBBLE_ASSIGN_OR_RETURN(const auto prepared, Allocate<HessianSlice>(factors.count()));
+      const ScaleSweepHessianArgs args = {
+          .x = data.get(),
+          .rows = x.rows,
+          .slices = x.cols / kBlockSize,
+          .factors = factors.get(),
+          .global_amax = g.get(),
+          .bound = static_cast<float>(params.e4m3_max),
+          .exhaustive = params.method == SweepMethod::kExhaustive,
+          .tables = tables.get(),
+          .prepared = prepared.get(),
+          .code = code.get(),
+          .best_amax = best_amax.get(),
+          .loss = loss.get(),
+          .counts = counts.get(),
+      };
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(x.dtype, args, /*config=*/0, stream_));
+      // The copy from host_factors may still be under way.
+      NIBBLE_RETURN_IF_ERROR(Synchronize());
+    }
     result.code.resize(blocks);
     result.best_amax.resize(blocks);
     result.loss.resize(blocks);
@@ -419,6 +447,7 @@ class CudaBackend final : public Backend {
   const cudaStream_t stream_;
   const std::string name_;
   const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
+  ThreadPool pool_;                         // for what is done on the host
 };
 
 }  // namespace

@@ -10,10 +10,13 @@
 #include "gtest/gtest.h"
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
+#include "tests/testing/hessians.h"
 
 namespace nibble {
 namespace {
 
+using ::nibble::testing::Activations;
+using ::nibble::testing::MakeHessians;
 using ::nibble::testing::SameBytes;
 
 constexpr Distribution kData[] = {Distribution::kNormal,    Distribution::kLaplace,
@@ -127,38 +130,8 @@ TEST(ScaleSweepTest, TenEvaluationsOnOrdinaryData) {
   }
 }
 
-// Second moments of activations: x_b x_b^T summed over tokens, for one kind of activation.
-enum class Activations { kIid, kCorrelated, kChannelOutliers, kSingular };
-
-std::vector<float> MakeHessians(Activations kind, int64_t slices) {
-  const int tokens = kind == Activations::kSingular ? 6 : 64;
-  const std::vector<float> noise =
-      SyntheticValues(Distribution::kNormal, slices * tokens * kBlockSize, 21);
-  const std::vector<float> spread = SyntheticValues(Distribution::kNormal, slices * kBlockSize, 22);
-  std::vector<float> hessians(slices * 256);
-  for (int64_t s = 0; s < slices; ++s) {
-    double h[kBlockSize][kBlockSize] = {};
-    for (int t = 0; t < tokens; ++t) {
-      double x[kBlockSize];
-      for (int i = 0; i < kBlockSize; ++i) {
-        x[i] = noise[(s * tokens + t) * kBlockSize + i];
-        if (kind == Activations::kCorrelated && i > 0) x[i] = 0.9 * x[i - 1] + 0.436 * x[i];
-        if (kind == Activations::kChannelOutliers) {
-          x[i] = (x[i] + 0.5) * std::exp(1.5 * spread[s * kBlockSize + i]);
-        }
-      }
-      for (int i = 0; i < kBlockSize; ++i) {
-        for (int j = 0; j < kBlockSize; ++j) h[i][j] += x[i] * x[j] / tokens;
-      }
-    }
-    for (int i = 0; i < 256; ++i) hessians[s * 256 + i] = static_cast<float>(h[i / 16][i % 16]);
-  }
-  return hessians;
-}
-
 TEST(ScaleSweepHessianTest, PrunedIsExhaustive) {
   const auto backend = MakeCpuBackend({});
-  const char* names[] = {"iid", "correlated", "channel outliers", "singular"};
   int64_t total = 0;
   for (Activations kind : {Activations::kIid, Activations::kCorrelated,
                            Activations::kChannelOutliers, Activations::kSingular}) {
@@ -171,7 +144,7 @@ TEST(ScaleSweepHessianTest, PrunedIsExhaustive) {
                     return backend->ScaleSweepHessian(p, x, hessians);
                   });
                 });
-    std::printf("%s activations: ", names[static_cast<int>(kind)]);
+    std::printf("%s activations: ", NameOf(kind).data());
     all.Print();
     all.ExpectNearTies();
     total += all.searches;

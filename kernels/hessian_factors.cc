@@ -1,0 +1,30 @@
+#include "kernels/hessian_factors.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace nibble {
+
+absl::StatusOr<std::vector<HessianFactor>> FactorHessians(std::span<const float> hessians,
+                                                          ThreadPool& pool) {
+  constexpr int kSize = kBlockSize * kBlockSize;
+  std::vector<HessianFactor> factors(hessians.size() / kSize);
+  std::vector<HessianDefect> defects(factors.size());
+  pool.ParallelFor(static_cast<int64_t>(factors.size()), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      defects[i] = FactorHessian(hessians.data() + i * kSize, &factors[i]);
+    }
+  });
+  for (size_t i = 0; i < defects.size(); ++i) {
+    if (defects[i] == HessianDefect::kNone) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("hessian: expected finite, symmetric, positive semidefinite slices, got one "
+                     "that is not ",
+                     defects[i] == HessianDefect::kNotFinite      ? "finite"
+                     : defects[i] == HessianDefect::kNotSymmetric ? "symmetric"
+                                                                  : "positive semidefinite",
+                     ": slice ", i));
+  }
+  return factors;
+}
+
+}  // namespace nibble
