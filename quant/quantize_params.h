@@ -13,12 +13,6 @@
 
 namespace nibble {
 
-enum class Scheme : uint8_t {
-  kPerTensor,  // one outer amax; a scale per 1x16 block
-  kPerToken,   // an outer amax per row; a scale per 1x16 block
-  kTile2d,     // one outer amax; a scale per 16x16 tile, repeated on its 16 rows
-};
-enum class Rule : uint8_t { kRuntime, kCheckpoint };  // see quant/numerics/scale_rules.h
 enum class Rht : uint8_t { kNone, kSigns, kNoSigns };
 
 template <>

@@ -39,12 +39,31 @@ NIBBLE_HD float SubRn(float a, float b) { return __fsub_rn(a, b); }
 NIBBLE_HD float MulRn(float a, float b) { return __fmul_rn(a, b); }
 NIBBLE_HD float DivRn(float a, float b) { return __fdiv_rn(a, b); }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+NIBBLE_HD float ReciprocalRn(float x) { return __frcp_rn(x); }
+// Of numbers: where one is NaN, hosts and devices disagree.
+NIBBLE_HD float MinNumber(float a, float b) { return fminf(a, b); }
+NIBBLE_HD float MaxNumber(float a, float b) { return fmaxf(a, b); }
+// Bytes of b:a, numbered from a's lowest; a hexadecimal digit of `selector` for each of the result.
+NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
 #else
 NIBBLE_HD float AddRn(float a, float b) { return a + b; }
 NIBBLE_HD float SubRn(float a, float b) { return a - b; }
 NIBBLE_HD float MulRn(float a, float b) { return a * b; }
 NIBBLE_HD float DivRn(float a, float b) { return a / b; }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return std::fma(a, b, c); }
+NIBBLE_HD float ReciprocalRn(float x) { return 1.0f / x; }
+NIBBLE_HD float MinNumber(float a, float b) { return b < a ? b : a; }
+NIBBLE_HD float MaxNumber(float a, float b) { return a < b ? b : a; }
+NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = uint64_t{b} << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= static_cast<uint32_t>(bytes >> (8 * ((selector >> (4 * i)) & 7)) & 0xFFu) << (8 * i);
+  }
+  return result;
+}
 #endif
 
 NIBBLE_HD float Abs(float x) { return FloatFromBits(FloatBits(x) & 0x7FFFFFFFu); }
@@ -83,6 +102,19 @@ NIBBLE_HD uint16_t F16FromFloat(float x) {
   const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1u);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
+
+// Two values as fp16, round to nearest even, the first in the low half.
+#if defined(__CUDA_ARCH__)
+NIBBLE_HD uint32_t PackF16(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+#else
+NIBBLE_HD uint32_t PackF16(float low, float high) {
+  return F16FromFloat(low) | uint32_t{F16FromFloat(high)} << 16;
+}
+#endif
 
 }  // namespace nibble
 

@@ -16,6 +16,13 @@ namespace nibble {
 
 inline constexpr int kBlockSize = 16;
 
+enum class Rule : uint8_t { kRuntime, kCheckpoint };
+enum class Scheme : uint8_t {
+  kPerTensor,  // one outer amax; a scale per 1x16 block
+  kPerToken,   // an outer amax per row; a scale per 1x16 block
+  kTile2d,     // one outer amax; a scale per 16x16 tile, repeated on its 16 rows
+};
+
 // --- Runtime rule -------------------------------------------------------------------------------
 
 struct GlobalScale {

@@ -1,0 +1,18 @@
+// Launch shapes of Quantize. A config never changes a bit of the result.
+#ifndef NIBBLE_KERNELS_CUDA_QUANTIZE_CONFIG_H_
+#define NIBBLE_KERNELS_CUDA_QUANTIZE_CONFIG_H_
+
+namespace nibble {
+
+struct QuantizeConfig {
+  int warps;              // of a thread block
+  int blocks_per_thread;  // NVFP4 blocks that a thread loads before it encodes them
+};
+
+// Every instantiated shape: the launcher's table, the conformance test and the benchmark walk this
+// array. The first is the default.
+inline constexpr QuantizeConfig kQuantizeConfigs[] = {{4, 2}, {4, 1}};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CUDA_QUANTIZE_CONFIG_H_
