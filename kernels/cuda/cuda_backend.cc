@@ -5,8 +5,10 @@
 #include <string>
 
 #include "base/status.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/quantize_copies.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 
 namespace nibble {
@@ -100,9 +102,38 @@ class CudaBackend final : public Backend {
     return absl::UnimplementedError(absl::StrCat(
         "backend: expected amax or the plain sweep on cuda, got ", what, ": use --backend cpu"));
   }
-  absl::Status DoQuantize(const QuantizeParams&, const MatrixView&,
-                          const MutablePackedView&) override {
-    return NotYet("quantize");
+  // Where not all is finite, the CPU's backend finds what and where.
+  absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
+                          const MutablePackedView& out) override {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    const CopyRequest copy = {&params, {&out, 1}};
+    NIBBLE_ASSIGN_OR_RETURN(
+        const bool finite, QuantizeCopies(x, {&x.rows, 1}, params.columnwise ? CopyRequest{} : copy,
+                                          params.columnwise ? copy : CopyRequest{}, stream_));
+    return finite ? absl::OkStatus() : MakeCpuBackend({})->Quantize(params, x, out);
+  }
+
+  absl::Status DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                              const MutablePackedView& rowwise,
+                              const MutablePackedView& columnwise) override {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    NIBBLE_ASSIGN_OR_RETURN(const bool finite,
+                            QuantizeCopies(x, {&x.rows, 1}, {&params.rowwise, {&rowwise, 1}},
+                                           {&params.columnwise, {&columnwise, 1}}, stream_));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeBoth(params, x, rowwise, columnwise);
+  }
+
+  absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                 std::span<const int64_t> group_rows,
+                                 std::span<const MutablePackedView> out) override {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    const CopyRequest copy = {&params, out};
+    NIBBLE_ASSIGN_OR_RETURN(const bool finite,
+                            QuantizeCopies(x, group_rows, params.columnwise ? CopyRequest{} : copy,
+                                           params.columnwise ? copy : CopyRequest{}, stream_));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeGrouped(params, x, group_rows, out);
   }
   absl::Status DoDequantize(const PackedView&, DType, void*) override {
     return NotYet("dequantize");

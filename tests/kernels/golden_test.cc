@@ -1,14 +1,12 @@
 // Nibble against the reference results of tests/golden, on every CPU backend.
+#include "tests/testing/golden.h"
+
 #include <cmath>
 #include <string>
 #include <vector>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "io/safetensors.h"
-#include "nlohmann/json.hpp"
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
 
@@ -16,128 +14,26 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::AllCpuKernels;
+using ::nibble::testing::CountDifferentCodes;
+using ::nibble::testing::ExpectMatchesTransformerEngine;
+using ::nibble::testing::GoldenFile;
+using ::nibble::testing::GoldenMatrix;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::SameBytes;
-
-class GoldenFile {
- public:
-  explicit GoldenFile(const std::string& name)
-      : reader_(*SafetensorsReader::Open(NIBBLE_SOURCE_DIR "/tests/golden/" + name)) {}
-
-  std::vector<std::string> cases() const {
-    return nlohmann::json::parse(reader_.metadata().at("cases")).get<std::vector<std::string>>();
-  }
-
-  bool Has(const std::string& name) const { return reader_.Find(name) != nullptr; }
-
-  const TensorInfo& Info(const std::string& name) const {
-    const TensorInfo* info = reader_.Find(name);
-    EXPECT_NE(info, nullptr) << name;
-    return *info;
-  }
-
-  template <typename T>
-  std::vector<T> Read(const std::string& name) const {
-    const auto bytes = *reader_.ReadAll(Info(name));
-    std::vector<T> values(bytes.size() / sizeof(T));
-    std::memcpy(values.data(), bytes.data(), bytes.size());
-    return values;
-  }
-
- private:
-  SafetensorsReader reader_;
-};
-
-// A tensor of a file and the memory it lies in.
-struct Matrix {
-  std::vector<char> bytes;
-  MatrixView view;
-
-  Matrix(const GoldenFile& file, const std::string& name) : bytes(file.Read<char>(name)) {
-    const TensorInfo& info = file.Info(name);
-    view = *AsQuantizableMatrix(bytes.data(), info.dtype, info.shape);
-  }
-};
 
 class GoldenTest : public ::testing::TestWithParam<const CpuKernels*> {
  protected:
   std::unique_ptr<Backend> backend_ = MakeCpuBackendWith(*GetParam(), {});
 };
 
-// "<data>.<dtype>.<scheme>.<metric>.<bound>...."
-struct Case {
-  std::string x;  // name of the input tensor
-  QuantizeParams params;
-
-  explicit Case(const std::string& name) {
-    const std::vector<std::string> part = absl::StrSplit(name, '.');
-    x = part[0] + "." + part[1] + ".x";
-    if (part[2] == "rht_col") {
-      params.columnwise = true;
-      params.rht = Rht::kSigns;
-      return;
-    }
-    params.scheme = part[2] == "tensor" ? Scheme::kPerTensor
-                    : part[2] == "row"  ? Scheme::kPerToken
-                                        : Scheme::kTile2d;
-    EXPECT_TRUE(absl::SimpleAtoi(part[4], &params.e4m3_max)) << name;
-    if (part[3] != "none") params.four_over_six.emplace().metric = *FromName<ErrorMetric>(part[3]);
-    for (size_t i = 5; i < part.size(); ++i) {
-      if (part[i] == "col") params.columnwise = true;
-      if (part[i] == "rht") params.rht = Rht::kSigns;
-      if (part[i] == "nosign") params.rht = Rht::kNoSigns;
-      if (part[i] == "fast" && params.four_over_six) params.four_over_six->path = ErrorPath::kFast;
-    }
-  }
-};
-
-int CountDifferentCodes(const std::vector<uint8_t>& a, const std::vector<uint8_t>& b) {
-  int different = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    different += (a[i] & 0xF) != (b[i] & 0xF);
-    different += (a[i] >> 4) != (b[i] >> 4);
-  }
-  return different;
-}
-
-TEST_P(GoldenTest, QuantizeMatchesTransformerEngine) {
-  int cases = 0;
-  for (const char* file_name : {"te_shared.safetensors", "te_col_shared.safetensors"}) {
-    const GoldenFile file(file_name);
-    for (const std::string& name : file.cases()) {
-      SCOPED_TRACE(name);
-      const Case c(name);
-      const Matrix x(file, c.x);
-      const auto packed = backend_->Quantize(c.params, x.view);
-      ASSERT_TRUE(packed.ok()) << packed.status();
-      const auto expected = file.Read<uint8_t>(name + ".packed");
-      ++cases;
-      if (c.params.rht == Rht::kNone) {
-        EXPECT_TRUE(SameBytes(file.Read<float>(name + ".amax"), packed->amax));
-        EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".scale"), packed->scale));
-        EXPECT_TRUE(SameBytes(expected, packed->packed));
-      } else {
-        // The reference does not fix its summation order.
-        ASSERT_EQ(expected.size(), packed->packed.size());
-        EXPECT_LE(CountDifferentCodes(expected, packed->packed), 0.002 * 2 * expected.size());
-      }
-      if (file.Has(name + ".swizzled_scale")) {
-        QuantizeParams swizzled = c.params;
-        swizzled.swizzle = true;
-        EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".swizzled_scale"),
-                              backend_->Quantize(swizzled, x.view)->scale));
-      }
-    }
-  }
-  EXPECT_EQ(cases, 277);
-}
+TEST_P(GoldenTest, QuantizeMatchesTransformerEngine) { ExpectMatchesTransformerEngine(*backend_); }
 
 TEST_P(GoldenTest, SwizzledScales) {
   const GoldenFile file("te_col_shared.safetensors");
   for (const std::string data : {"gauss", "outlier", "zeros"}) {
     SCOPED_TRACE(data);
     const std::string name = data + ".bf16.tensor.none.448";
-    const Matrix x(file, data + ".bf16.x");
+    const GoldenMatrix x(file, data + ".bf16.x");
     QuantizeParams params;
     EXPECT_TRUE(
         SameBytes(file.Read<uint8_t>(name + ".scale"), backend_->Quantize(params, x.view)->scale));
@@ -152,7 +48,7 @@ TEST_P(GoldenTest, ExportsMatchModelOptimizer) {
   for (const std::string& name : file.cases()) {
     if (name == "allzero.bf16") continue;  // the reference divides 0 by 0
     SCOPED_TRACE(name);
-    const Matrix x(file, name + ".x");
+    const GoldenMatrix x(file, name + ".x");
     QuantizeParams params;
     params.rule = Rule::kCheckpoint;
     const auto max = backend_->Quantize(params, x.view);
@@ -178,7 +74,7 @@ TEST_P(GoldenTest, SweepMatchesModelOptimizer) {
   const GoldenFile file("mo_shared.safetensors");
   for (const std::string& name : file.cases()) {
     SCOPED_TRACE(name);
-    const Matrix x(file, name + ".x");
+    const GoldenMatrix x(file, name + ".x");
     const auto winner64 = file.Read<uint8_t>(name + ".sweep.argmin64");
     const auto loss64 = file.Read<double>(name + ".sweep.best_loss64");
     const auto best_amax = file.Read<float>(name + ".sweep.best_amax");
@@ -218,7 +114,7 @@ TEST_P(GoldenTest, HessianSweepMatchesModelOptimizer) {
   size_t blocks = 0, neighbours = 0;
   for (const std::string& name : file.cases()) {
     SCOPED_TRACE(name);
-    const Matrix x(file, name + ".x");
+    const GoldenMatrix x(file, name + ".x");
     const auto h = file.Read<float>(name + ".hess.H");
     const auto best_amax = file.Read<float>(name + ".hess.best_amax");
     const auto sweep = backend_->ScaleSweepHessian({}, x.view, h);

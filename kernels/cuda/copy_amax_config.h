@@ -1,0 +1,17 @@
+// Launch shapes of CopyAmax. A config never changes a bit of the result.
+#ifndef NIBBLE_KERNELS_CUDA_COPY_AMAX_CONFIG_H_
+#define NIBBLE_KERNELS_CUDA_COPY_AMAX_CONFIG_H_
+
+namespace nibble {
+
+struct CopyAmaxConfig {
+  int steps;          // strips of 128 columns that a warp walks through
+  int thread_blocks;  // resident on a multiprocessor, at least: bounds the registers
+};
+
+// Every instantiated shape. The first is the default.
+inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{4, 3}, {2, 3}, {4, 2}, {8, 3}};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CUDA_COPY_AMAX_CONFIG_H_
