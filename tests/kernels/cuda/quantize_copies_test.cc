@@ -322,7 +322,7 @@ TEST_F(CudaQuantizeCopiesTest, RefusesWhatTheCpuRefuses) {
 // at capture.
 TEST_F(CudaQuantizeCopiesTest, EveryConfigReplaysFromAGraph) {
   constexpr int64_t kRows = 400, kCols = 208;
-  const std::vector<int64_t> first = {128, 0, 272}, second = {0, 144, 240};
+  const std::vector<int64_t> first = {128, 0, 272}, second = {0, 160, 240};
   const std::vector<float> old_values = SyntheticValues(Distribution::kNormal, kRows * kCols, 1);
   const std::vector<float> values = SyntheticValues(Distribution::kStudentT5, kRows * kCols, 2);
   QuantizeParams rowwise, columnwise;
