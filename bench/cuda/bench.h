@@ -49,6 +49,7 @@ void Row(const std::string& work, const std::string& config, double milliseconds
          const std::string& note = "");
 
 // The benchmarks, each in its file.
+void BenchQuantize();
 void BenchQuantizeCopies();
 void BenchScaleSweep();
 

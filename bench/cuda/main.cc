@@ -83,7 +83,8 @@ int main(int argc, char** argv) {
     std::string_view name;
     void (*run)();
   };
-  constexpr Work kWorks[] = {{"quantize_copies", BenchQuantizeCopies},
+  constexpr Work kWorks[] = {{"quantize", BenchQuantize},
+                             {"quantize_copies", BenchQuantizeCopies},
                              {"scale_sweep", BenchScaleSweep}};
   for (int i = 1; i < argc; ++i) {
     if (std::ranges::none_of(kWorks, [&](const Work& work) { return work.name == argv[i]; })) {

@@ -16,6 +16,10 @@ namespace nibble {
 cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax,
                        cudaStream_t stream);
 
+// amax[r] = the same of row r, for each of rows x cols; cols is a multiple of 16.
+cudaError_t LaunchRowAmax(DType dtype, const void* x, int64_t rows, int64_t cols, float* amax,
+                          cudaStream_t stream);
+
 }  // namespace nibble
 
 #endif  // NIBBLE_KERNELS_CUDA_AMAX_LAUNCH_H_

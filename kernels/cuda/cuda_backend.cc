@@ -2,13 +2,16 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <string>
 
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/encode_params.h"
 #include "kernels/cuda/quantize_copies.h"
+#include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 
 namespace nibble {
@@ -98,19 +101,52 @@ class CudaBackend final : public Backend {
     return Synchronize();
   }
 
-  static absl::Status NotYet(const char* what) {
-    return absl::UnimplementedError(absl::StrCat(
-        "backend: expected amax or the plain sweep on cuda, got ", what, ": use --backend cpu"));
-  }
-  // Where not all is finite, the CPU's backend finds what and where.
   absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                           const MutablePackedView& out) override {
+    if (params.columnwise || params.rht != Rht::kNone) {
+      NIBBLE_ASSIGN_OR_RETURN(const bool finite, Copies(params, x, {&x.rows, 1}, {&out, 1}));
+      return finite ? absl::OkStatus() : MakeCpuBackend({})->Quantize(params, x, out);
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const float tensor_amax, AmaxOf(x, data.get()));
+    std::fill_n(out.amax, out.layout.amax_count(), params.global_amax.value_or(tensor_amax));
+    if (x.size() == 0) return absl::OkStatus();
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Upload(out.amax, out.layout.amax_count()));
+    if (params.scheme == Scheme::kPerToken) {
+      NIBBLE_CUDA_RETURN_IF_ERROR(
+          LaunchRowAmax(x.dtype, data.get(), x.rows, x.cols, amax.get(), stream_));
+      NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
+    }
+    const QuantizeArgs args = {
+        .dtype = x.dtype,
+        .x = data.get(),
+        .rows = x.rows,
+        .cols = x.cols,
+        .scheme = params.scheme,
+        .method = MethodOf(params),
+        .encode = EncodeParamsOf(params),
+        .amax = amax.get(),
+        .swizzle = params.swizzle,
+    };
+    return Encode(args, out);
+  }
+
+  // False where not all is finite: the CPU's backend then finds what and where.
+  absl::StatusOr<bool> Copies(const QuantizeParams& params, const MatrixView& x,
+                              std::span<const int64_t> group_rows,
+                              std::span<const MutablePackedView> out) {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
-    const CopyRequest copy = {&params, {&out, 1}};
-    NIBBLE_ASSIGN_OR_RETURN(
-        const bool finite, QuantizeCopies(x, {&x.rows, 1}, params.columnwise ? CopyRequest{} : copy,
-                                          params.columnwise ? copy : CopyRequest{}, stream_));
-    return finite ? absl::OkStatus() : MakeCpuBackend({})->Quantize(params, x, out);
+    const CopyRequest none, copy = {&params, out};
+    return QuantizeCopies(x, group_rows, params.columnwise ? none : copy,
+                          params.columnwise ? copy : none, stream_);
+  }
+
+  absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                 std::span<const int64_t> group_rows,
+                                 std::span<const MutablePackedView> out) override {
+    NIBBLE_ASSIGN_OR_RETURN(const bool finite, Copies(params, x, group_rows, out));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeGrouped(params, x, group_rows, out);
   }
 
   absl::Status DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
@@ -124,16 +160,41 @@ class CudaBackend final : public Backend {
                   : MakeCpuBackend({})->QuantizeBoth(params, x, rowwise, columnwise);
   }
 
-  absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
-                                 std::span<const int64_t> group_rows,
-                                 std::span<const MutablePackedView> out) override {
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
-    const CopyRequest copy = {&params, out};
-    NIBBLE_ASSIGN_OR_RETURN(const bool finite,
-                            QuantizeCopies(x, group_rows, params.columnwise ? CopyRequest{} : copy,
-                                           params.columnwise ? copy : CopyRequest{}, stream_));
-    return finite ? absl::OkStatus()
-                  : MakeCpuBackend({})->QuantizeGrouped(params, x, group_rows, out);
+  absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
+                                    const MutablePackedView& out) override {
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_RETURN_IF_ERROR(AmaxOf(x, data.get()).status());
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Upload(out.amax, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto given, Upload(scales.data(), out.layout.blocks()));
+    QuantizeArgs args = {
+        .dtype = x.dtype,
+        .x = data.get(),
+        .rows = x.rows,
+        .cols = x.cols,
+        .method = EncodeMethod::kCheckpoint,
+        .amax = amax.get(),
+        .given_scale = given.get(),
+    };
+    args.encode.bound = static_cast<float>(out.layout.e4m3_max);
+    return Encode(args, out);
+  }
+
+  // Launches it with memory for its results, which go to out.
+  absl::Status Encode(QuantizeArgs args, const MutablePackedView& out) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto packed, Allocate<uint8_t>(out.layout.packed_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
+    args.packed = packed.get();
+    args.scale = scale.get();
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchQuantize(args, /*config=*/0, stream_));
+    NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
+    NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
+    return Synchronize();
+  }
+
+  static absl::Status NotYet(const char* what) {
+    return absl::UnimplementedError(
+        absl::StrCat("backend: expected amax, the plain sweep or a quantization on cuda, got ",
+                     what, ": use --backend cpu"));
   }
   absl::Status DoDequantize(const PackedView&, DType, void*) override {
     return NotYet("dequantize");
@@ -141,10 +202,6 @@ class CudaBackend final : public Backend {
   absl::Status DoMultiplierSearch(const MultiplierSearchParams&, const MatrixView&,
                                   SweepResult&) override {
     return NotYet("the multiplier search");
-  }
-  absl::Status DoQuantizeWithScales(const MatrixView&, std::span<const uint8_t>,
-                                    const MutablePackedView&) override {
-    return NotYet("quantize with scales");
   }
   absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView&, const PackedView&) override {
     return NotYet("error measurement");

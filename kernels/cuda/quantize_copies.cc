@@ -7,24 +7,10 @@
 #include "kernels/cuda/copy_amax_launch.h"
 #include "kernels/cuda/copy_encode_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/encode_params.h"
 
 namespace nibble {
 namespace {
-
-EncodeMethod MethodOf(const QuantizeParams& params) {
-  if (!params.four_over_six) {
-    return params.rule == Rule::kRuntime ? EncodeMethod::kRuntime : EncodeMethod::kCheckpoint;
-  }
-  switch (params.four_over_six->metric) {
-    case ErrorMetric::kMae:
-      return EncodeMethod::kFourOverSixMae;
-    case ErrorMetric::kMse:
-      return EncodeMethod::kFourOverSixMse;
-    case ErrorMetric::kAbsMax:
-      break;
-  }
-  return EncodeMethod::kFourOverSixAbsMax;
-}
 
 // One kind of copy on the device, groups one after another.
 struct DeviceCopy {
@@ -56,14 +42,7 @@ struct DeviceCopy {
     args.amax = params.global_amax ? amax.get() : maxima.get();
     args.scheme = params.scheme;
     args.method = MethodOf(params);
-    args.encode.bound = static_cast<float>(params.e4m3_max);
-    args.encode.rule = params.rule;
-    if (params.four_over_six) args.encode.path = params.four_over_six->path;
-    if (params.stochastic) {
-      args.encode.stochastic = true;
-      args.encode.seed = params.stochastic->seed;
-      args.encode.offset = params.stochastic->offset;
-    }
+    args.encode = EncodeParamsOf(params);
     args.rht = params.rht;
     args.swizzle = params.swizzle;
     return args;

@@ -196,6 +196,7 @@ template <bool kFloat32, Rule kRule>
 NIBBLE_HD BlockCodes EncodeCodes(const float (&x)[kBlockSize],
                                  const BlockScaler<kFloat32, kRule>& scaler) {
   float q[kBlockSize], sign[kBlockSize];
+  NIBBLE_UNROLL
   for (int i = 0; i < kBlockSize; ++i) {
     const float v = scaler(x[i]);
     sign[i] = scaler.Sign(x[i], v);
@@ -215,9 +216,11 @@ NIBBLE_HD BlockCodes EncodeCodesStochastic(const float (&x)[kBlockSize], uint8_t
   const float encode_scale = RuntimeBlockEncodeScale(scale, outer.context.global.decode_scale);
   const float decode_scale = CheckpointBlockDecodeScale(scale, outer.checkpoint_decode_scale);
   BlockCodes codes = {{0, 0}};
+  NIBBLE_UNROLL
   for (int quad = 0; quad < kBlockSize / 4; ++quad) {
     const PhiloxWords uniform = StochasticUniform31(
         params.seed, params.offset, static_cast<uint64_t>(first_element) / 4 + quad);
+    NIBBLE_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int i = 4 * quad + j;
       const float scaled =
@@ -240,6 +243,7 @@ template <bool kFloat32>
 NIBBLE_HD BlockBytes RuntimeSignBytes(const float (&x)[kBlockSize],
                                       const BlockScaler<kFloat32, Rule::kRuntime>& scaler) {
   float sign[kBlockSize];
+  NIBBLE_UNROLL
   for (int i = 0; i < kBlockSize; ++i) sign[i] = kFloat32 ? scaler(x[i]) : AddRn(x[i], 0.0f);
   return BlockSignBytes(sign);
 }
@@ -256,6 +260,7 @@ NIBBLE_HD CandidateSum SumCandidate(const float (&x)[kBlockSize], uint8_t scale,
   const BlockScaler<kFloat32, Rule::kRuntime> scaler(scale, outer);
   const float worth = MulRn(MulRn(E4m3Decode(scale), outer.error_scale), 1.0f / kCodeUnit);
   float q[kBlockSize], sum[2] = {0.0f, 0.0f};
+  NIBBLE_UNROLL
   for (int i = 0; i < kBlockSize; ++i) {
     q[i] = RoundE2m1Unit(scaler(x[i]));
     const float d = FmaRn(q[i], worth, -Abs(x[i]));

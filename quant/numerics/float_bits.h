@@ -11,8 +11,10 @@
 
 #if defined(__CUDACC__)
 #define NIBBLE_HD __host__ __device__ __forceinline__
+#define NIBBLE_UNROLL _Pragma("unroll")  // keeps a block's arrays in registers
 #else
 #define NIBBLE_HD inline
+#define NIBBLE_UNROLL
 #endif
 
 namespace nibble {

@@ -8,10 +8,13 @@
 #include "gtest/gtest.h"
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
+#include "tests/testing/params.h"
 
 namespace nibble {
 namespace {
 
+using ::nibble::testing::AllParams;
+using ::nibble::testing::Describe;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
@@ -26,48 +29,6 @@ struct Tensor {
       : bytes(ToBytes(SyntheticValues(distribution, rows * cols, seed), dtype)),
         view{bytes.data(), dtype, rows, cols} {}
 };
-
-std::string Describe(const QuantizeParams& p, const MatrixView& x) {
-  std::string text = std::string(NameOf(p.scheme)) + " " + std::string(NameOf(p.rule)) + " " +
-                     std::to_string(p.e4m3_max) + " " + std::string(DTypeName(x.dtype)) + " " +
-                     std::to_string(x.rows) + "x" + std::to_string(x.cols);
-  if (p.four_over_six) {
-    text += " 4over6 " + std::string(NameOf(p.four_over_six->metric)) + " " +
-            std::string(NameOf(p.four_over_six->path));
-  }
-  if (p.columnwise) text += " columnwise";
-  if (p.rht != Rht::kNone) text += " rht";
-  if (p.stochastic) text += " stochastic";
-  if (p.swizzle) text += " swizzled";
-  return text;
-}
-
-// Every meaningful combination of scheme, rule, 4over6 and rounding.
-std::vector<QuantizeParams> AllParams() {
-  std::vector<QuantizeParams> all;
-  for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken, Scheme::kTile2d}) {
-    for (Rule rule : {Rule::kRuntime, Rule::kCheckpoint}) {
-      if (rule == Rule::kCheckpoint && scheme == Scheme::kPerToken) continue;
-      for (int e4m3_max : {448, 256}) {
-        QuantizeParams params;
-        params.scheme = scheme;
-        params.rule = rule;
-        params.e4m3_max = e4m3_max;
-        all.push_back(params);
-        params.stochastic = StochasticRounding{.seed = 7, .offset = 3};
-        all.push_back(params);
-        params.stochastic.reset();
-        for (ErrorMetric metric : {ErrorMetric::kMae, ErrorMetric::kMse, ErrorMetric::kAbsMax}) {
-          for (ErrorPath path : {ErrorPath::kStrict, ErrorPath::kFast}) {
-            params.four_over_six = FourOverSix{metric, path};
-            all.push_back(params);
-          }
-        }
-      }
-    }
-  }
-  return all;
-}
 
 class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
  protected:

@@ -14,8 +14,10 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::AllCpuKernels;
+using ::nibble::testing::CheckModelOptimizerExports;
+using ::nibble::testing::CheckSwizzledScales;
+using ::nibble::testing::CheckTransformerEngineCases;
 using ::nibble::testing::CountDifferentCodes;
-using ::nibble::testing::ExpectMatchesTransformerEngine;
 using ::nibble::testing::GoldenFile;
 using ::nibble::testing::GoldenMatrix;
 using ::nibble::testing::KernelsName;
@@ -26,46 +28,14 @@ class GoldenTest : public ::testing::TestWithParam<const CpuKernels*> {
   std::unique_ptr<Backend> backend_ = MakeCpuBackendWith(*GetParam(), {});
 };
 
-TEST_P(GoldenTest, QuantizeMatchesTransformerEngine) { ExpectMatchesTransformerEngine(*backend_); }
-
-TEST_P(GoldenTest, SwizzledScales) {
-  const GoldenFile file("te_col_shared.safetensors");
-  for (const std::string data : {"gauss", "outlier", "zeros"}) {
-    SCOPED_TRACE(data);
-    const std::string name = data + ".bf16.tensor.none.448";
-    const GoldenMatrix x(file, data + ".bf16.x");
-    QuantizeParams params;
-    EXPECT_TRUE(
-        SameBytes(file.Read<uint8_t>(name + ".scale"), backend_->Quantize(params, x.view)->scale));
-    params.swizzle = true;
-    EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".swizzled_scale"),
-                          backend_->Quantize(params, x.view)->scale));
-  }
+TEST_P(GoldenTest, QuantizeMatchesTransformerEngine) {
+  EXPECT_EQ(CheckTransformerEngineCases(*backend_, [](const QuantizeParams&) { return true; }),
+            277);
 }
 
-TEST_P(GoldenTest, ExportsMatchModelOptimizer) {
-  const GoldenFile file("mo_shared.safetensors");
-  for (const std::string& name : file.cases()) {
-    if (name == "allzero.bf16") continue;  // the reference divides 0 by 0
-    SCOPED_TRACE(name);
-    const GoldenMatrix x(file, name + ".x");
-    QuantizeParams params;
-    params.rule = Rule::kCheckpoint;
-    const auto max = backend_->Quantize(params, x.view);
-    ASSERT_TRUE(max.ok()) << max.status();
-    EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".export_max.scale"), max->scale));
-    EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".export_max.packed"), max->packed));
-    EXPECT_EQ(file.Read<float>(name + ".export_max.scale2")[0],
-              max->layout.GlobalDecodeScale(max->amax[0]));
+TEST_P(GoldenTest, SwizzledScales) { CheckSwizzledScales(*backend_); }
 
-    const auto sweep = backend_->ScaleSweep({}, x.view);
-    ASSERT_TRUE(sweep.ok()) << sweep.status();
-    const auto swept = backend_->QuantizeWithScales(x.view, sweep->global_amax, 448, sweep->code);
-    ASSERT_TRUE(swept.ok()) << swept.status();
-    EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".export_sweep.scale"), swept->scale));
-    EXPECT_TRUE(SameBytes(file.Read<uint8_t>(name + ".export_sweep.packed"), swept->packed));
-  }
-}
+TEST_P(GoldenTest, ExportsMatchModelOptimizer) { CheckModelOptimizerExports(*backend_); }
 
 // Relative difference, 0 for two zeros.
 double Apart(double a, double b) { return a == b ? 0 : std::fabs(a - b) / std::fabs(b); }

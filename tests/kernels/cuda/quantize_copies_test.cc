@@ -11,12 +11,16 @@
 #include "kernels/cuda/copy_encode_launch.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
+#include "tests/testing/golden.h"
 #include "tests/testing/is_error.h"
+#include "tests/testing/params.h"
 
 namespace nibble {
 namespace {
 
+using ::nibble::testing::AllParams;
 using ::nibble::testing::CudaTest;
+using ::nibble::testing::Describe;
 using ::nibble::testing::DeviceArray;
 using ::nibble::testing::IsError;
 using ::nibble::testing::kInputDTypes;
@@ -32,46 +36,6 @@ struct Matrix {
       : bytes(ToBytes(SyntheticValues(distribution, rows * cols, seed), dtype)),
         view{bytes.data(), dtype, rows, cols} {}
 };
-
-std::string Describe(const QuantizeParams& p, const MatrixView& x) {
-  std::string text = std::string(NameOf(p.scheme)) + " " + std::string(NameOf(p.rule)) + " " +
-                     std::to_string(p.e4m3_max) + " " + std::string(DTypeName(x.dtype)) + " " +
-                     std::to_string(x.rows) + "x" + std::to_string(x.cols) + " rht " +
-                     std::string(NameOf(p.rht));
-  if (p.four_over_six) {
-    text += " 4over6 " + std::string(NameOf(p.four_over_six->metric)) + " " +
-            std::string(NameOf(p.four_over_six->path));
-  }
-  if (p.columnwise) text += " columnwise";
-  if (p.stochastic) text += " stochastic";
-  if (p.swizzle) text += " swizzled";
-  return text;
-}
-
-// Every meaningful combination of scheme, rule, 4over6 and rounding.
-std::vector<QuantizeParams> AllParams() {
-  std::vector<QuantizeParams> all;
-  for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken, Scheme::kTile2d}) {
-    for (Rule rule : {Rule::kRuntime, Rule::kCheckpoint}) {
-      if (rule == Rule::kCheckpoint && scheme == Scheme::kPerToken) continue;
-      for (bool stochastic : {false, true}) {
-        QuantizeParams params;
-        params.scheme = scheme;
-        params.rule = rule;
-        if (stochastic) params.stochastic = StochasticRounding{.seed = 7, .offset = 3};
-        all.push_back(params);
-        for (ErrorMetric metric : {ErrorMetric::kMae, ErrorMetric::kMse, ErrorMetric::kAbsMax}) {
-          for (ErrorPath path : {ErrorPath::kStrict, ErrorPath::kFast}) {
-            params.four_over_six = FourOverSix{metric, path};
-            params.e4m3_max = path == ErrorPath::kStrict ? 256 : 448;
-            all.push_back(params);
-          }
-        }
-      }
-    }
-  }
-  return all;
-}
 
 class CudaQuantizeCopiesTest : public CudaTest {
  protected:
@@ -109,6 +73,13 @@ class CudaQuantizeCopiesTest : public CudaTest {
     }
   }
 };
+
+TEST_F(CudaQuantizeCopiesTest, MatchesTransformerEngine) {
+  const int cases = testing::CheckTransformerEngineCases(*cuda_, [](const QuantizeParams& params) {
+    return params.columnwise || params.rht != Rht::kNone;
+  });
+  EXPECT_EQ(cases, 277 - 234);
+}
 
 TEST_F(CudaQuantizeCopiesTest, EveryOption) {
   for (DType dtype : kInputDTypes) {
