@@ -79,21 +79,21 @@ __device__ __forceinline__ Values ValuesOf(const float (&x)[kBlockSize]) {
 }
 
 // Ignores NaN.
-__device__ __noinline__ float AmaxOfNumbers(const Values& values) {
+inline __device__ __noinline__ float AmaxOfNumbers(const Values& values) {
   float amax = 0.0f;
 #pragma unroll 1
   for (int i = 0; i < kBlockSize; ++i) amax = Max(amax, Abs(values.x[i]));
   return amax;
 }
 
-__device__ __noinline__ float ErrorByDefinition(const Values& values, uint8_t scale,
+inline __device__ __noinline__ float ErrorByDefinition(const Values& values, uint8_t scale,
                                                 const FourOverSixContext& context,
                                                 ErrorMetric metric, ErrorPath path) {
   return FourOverSixBlockError(values.x, scale, context, metric, path);
 }
 
 // Every rule, every rounding, every range.
-__device__ __noinline__ BlockCodes CodesByDefinition(const Values& values, uint8_t scale,
+inline __device__ __noinline__ BlockCodes CodesByDefinition(const Values& values, uint8_t scale,
                                                      const OuterScales& outer, Rule rule,
                                                      const EncodeParams& params,
                                                      int64_t first_element) {
