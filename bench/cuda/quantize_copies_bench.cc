@@ -119,8 +119,9 @@ void BenchQuantizeCopies() {
     if (ms < least) best_encode = config;
     least = std::min(least, ms);
     Row("copy encode, both, per_token, RHT" + shape,
-        absl::StrCat(kCopyEncodeConfigs[config].thread_blocks, " thread blocks"), ms,
-        2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
+        absl::StrCat(kCopyEncodeConfigs[config].thread_blocks, " thread blocks, strips of ",
+                     kCopyEncodeConfigs[config].strip_tiles),
+        ms, 2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
   }
   const auto all = [&](const std::string& what, Copies& of, int64_t made) {
     const double ms = of.AllMs(best_amax, best_encode);

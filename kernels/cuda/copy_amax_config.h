@@ -10,7 +10,7 @@ struct CopyAmaxConfig {
 };
 
 // Every instantiated shape. The first is the default.
-inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{4, 3}, {2, 3}, {4, 2}, {8, 3}};
+inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{8, 3}, {4, 3}, {4, 2}};
 
 }  // namespace nibble
 

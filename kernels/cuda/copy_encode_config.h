@@ -6,10 +6,12 @@ namespace nibble {
 
 struct CopyEncodeConfig {
   int thread_blocks;  // resident on a multiprocessor, at least: bounds the registers
+  int strip_tiles;    // of 128 x 128 elements, that a thread block takes one after another
 };
 
-// Every instantiated shape. The first is the default.
-inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{3}, {2}};
+// Every instantiated shape, for the plain runtime rule of bf16 and fp16 (the others have one). The
+// first is the default.
+inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{2, 8}, {2, 4}, {3, 4}, {3, 2}};
 
 }  // namespace nibble
 

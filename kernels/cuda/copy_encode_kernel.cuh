@@ -249,8 +249,8 @@ __device__ __forceinline__ void StoreScales(bool swizzle, uint8_t* to, int64_t r
   }
 }
 
-template <typename T, EncodeMethod kMethod, int kThreadBlocks>
-__global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
+template <typename T, EncodeMethod kMethod>
+__global__ void __launch_bounds__(kEncodeThreads, 2)
     CopyEncodeKernel(CopyEncodeArgs args, unsigned column_tiles) {
   using E = Encoding<std::is_same_v<T, F32>, kMethod>;
   extern __shared__ uint4 shared[];

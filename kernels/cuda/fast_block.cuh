@@ -12,7 +12,7 @@
 
 namespace nibble {
 
-// What an outer amax decides; `decode` is in reciprocal units (1 / kCodeUnit), and NaN where the
+// What an outer amax decides; `decode` is in reciprocal units (1 / kCodeUnit), and 0 where the
 // shortcuts do not hold.
 struct FastOuter {
   float factor;
@@ -21,9 +21,8 @@ struct FastOuter {
 
 __device__ __forceinline__ FastOuter MakeFastOuter(float amax, float bound) {
   const OuterScales outer = MakeOuterScales<false>(amax, bound, ErrorPath::kFast);
-  return {outer.block_factor, outer.regular
-                                  ? MulRn(outer.context.global.decode_scale, 1.0f / kCodeUnit)
-                                  : FloatFromBits(0x7FC00000u)};
+  return {outer.block_factor,
+          outer.regular ? MulRn(outer.context.global.decode_scale, 1.0f / kCodeUnit) : 0.0f};
 }
 
 // In which order a block's elements lie in its eight words.
@@ -32,9 +31,51 @@ enum class Pairing {
   kInterleaved  // of each eight elements: 1 5, 3 7, 0 4, 2 6
 };
 
+// The two elements of a word.
+__device__ __forceinline__ constexpr int FirstOf(Pairing pairing, int word) {
+  return pairing == Pairing::kNeighbours ? 2 * word
+                                         : word / 4 * 8 + (word % 2 * 2) + (word % 4 < 2 ? 1 : 0);
+}
+__device__ __forceinline__ constexpr int SecondOf(Pairing pairing, int word) {
+  return FirstOf(pairing, word) + (pairing == Pairing::kNeighbours ? 1 : 4);
+}
+
 struct PackedBlock {
   uint32_t word[kBlockSize / 2];
 };
+
+// Rht16 with its result rounded to the type and packed. Multiplying by 1/4 first changes nothing:
+// bf16 and fp16 values and their sums are multiples of 2^-133, so that none becomes subnormal
+// enough to lose a bit.
+template <Rht kRht, typename T>
+__device__ __forceinline__ PackedBlock RotatePacked(T, const float (&in)[kBlockSize]) {
+  constexpr uint32_t kSigns = RhtSigns(kRht);
+  float x[kBlockSize];
+#pragma unroll
+  for (int i = 0; i < kBlockSize; i += 2) {
+    const float b = MulRn(in[i + 1], kSigns >> (i + 1) & 1 ? -0.25f : 0.25f);
+    const float quarter = kSigns >> i & 1 ? -0.25f : 0.25f;
+    x[i] = FmaRn(in[i], quarter, b);
+    x[i + 1] = FmaRn(in[i], quarter, -b);
+  }
+#pragma unroll
+  for (int distance = 2; distance < kBlockSize; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kBlockSize; ++i) {
+      if (i & distance) continue;
+      const float a = x[i], b = x[i + distance];
+      x[i] = AddRn(a, b);
+      x[i + distance] = SubRn(a, b);
+    }
+  }
+  PackedBlock block;
+#pragma unroll
+  for (int j = 0; j < kBlockSize / 2; ++j) {
+    block.word[j] =
+        PackPair(T{}, x[FirstOf(Pairing::kInterleaved, j)], x[SecondOf(Pairing::kInterleaved, j)]);
+  }
+  return block;
+}
 
 // -0 becomes 0: code 0 has no sign.
 __device__ __forceinline__ uint32_t WithoutNegativeZero(Bf16, uint32_t word) {
@@ -71,29 +112,16 @@ __device__ __forceinline__ float FloatFromE4m3(uint32_t code) {
   return Unpack(F16{}, halves).x;
 }
 
-// Of a number between 2^-120 and 2^120, correctly rounded.
+// Of a number between 2^-126 and 2^120, correctly rounded.
 __device__ __forceinline__ float FastReciprocal(float x) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return FmaRn(r, FmaRn(-x, r, 1.0f), r);
 }
 
-// Of four magnitudes in units, in E2M1 already: indices << 1, a byte each.
-__device__ __forceinline__ uint32_t FastIndexBytes(float q0, float q1, float q2, float q3) {
-  uint32_t bytes;
-  asm("{.reg .b16 l, h;\n"
-      " cvt.rn.satfinite.e5m2x2.f32 l, %2, %1;\n"
-      " cvt.rn.satfinite.e5m2x2.f32 h, %4, %3;\n"
-      " mov.b32 %0, {l, h};}"
-      : "=r"(bytes)
-      : "f"(q0), "f"(q1), "f"(q2), "f"(q3));
-  return bytes;
-}
-
 // Eight codes from half a block's words. factor: the block's encode scale in units.
 template <Pairing kPairing, typename T>
 __device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float factor) {
-  constexpr bool kInterleaved = kPairing == Pairing::kInterleaved;
   float q[8];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -104,17 +132,16 @@ __device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float fac
       // As RoundE2m1Unit, less the clamp: nothing here is as large as 7.
       const float a = MulRn(fabsf(values[half]), factor);
       const float m = fmaxf(a, (1.0f + 0x1p-22f) * kCodeUnit);
-      constexpr int kFirst[4] = {1, 3, 0, 2};
-      const int i = kInterleaved ? kFirst[j] + 4 * half : 2 * j + half;
-      q[i] = FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, a));
+      q[half == 0 ? FirstOf(kPairing, j) : SecondOf(kPairing, j)] =
+          FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, a));
     }
   }
-  const uint32_t even = FastIndexBytes(q[0], q[2], q[4], q[6]);
-  const uint32_t odd = FastIndexBytes(q[1], q[3], q[5], q[7]);
+  const uint32_t even = IndexBytes(q[0], q[2], q[4], q[6]);
+  const uint32_t odd = IndexBytes(q[1], q[3], q[5], q[7]);
   uint32_t even_signs, odd_signs;
   const uint32_t low = PermuteBytes(word[0], word[1], 0x7351);
   const uint32_t high = PermuteBytes(word[2], word[3], 0x7351);
-  if (kInterleaved) {
+  if (kPairing == Pairing::kInterleaved) {
     odd_signs = low;
     even_signs = high;
   } else {
@@ -132,11 +159,9 @@ __device__ __noinline__ EncodedBlock EncodeSlowly(PackedBlock block, float outer
   float x[kBlockSize];
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) {
-    constexpr int kFirst[4] = {1, 3, 0, 2};
     const float2 pair = Unpack(T{}, block.word[j]);
-    const bool interleaved = kPairing == Pairing::kInterleaved;
-    x[interleaved ? j / 4 * 8 + kFirst[j % 4] : 2 * j] = pair.x;
-    x[interleaved ? j / 4 * 8 + kFirst[j % 4] + 4 : 2 * j + 1] = pair.y;
+    x[FirstOf(kPairing, j)] = pair.x;
+    x[SecondOf(kPairing, j)] = pair.y;
   }
   using E = Encoding<false, EncodeMethod::kRuntime>;
   EncodeParams params = {};
@@ -144,21 +169,22 @@ __device__ __noinline__ EncodedBlock EncodeSlowly(PackedBlock block, float outer
   return EncodeBlock<E>(x, BlockMagnitude(x), MakeOuter<E>(outer_amax, params), params, 0);
 }
 
-// outer_amax: what `outer` was made of.
-template <Pairing kPairing, typename T>
+// outer_amax(): what `outer` was made of.
+template <Pairing kPairing, typename T, typename OuterAmax>
 __device__ __forceinline__ EncodedBlock EncodeFast(T, PackedBlock block, const FastOuter& outer,
-                                                   float outer_amax, float bound) {
+                                                   float bound, const OuterAmax& outer_amax) {
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) {
     block.word[j] = WithoutNegativeZero(T{}, block.word[j]);
   }
   const float amax = PackedMagnitude(T{}, block);
   const uint32_t scale = E4m3FromFloat(MulRn(amax, outer.factor));
-  // A scale of 0: only zeros go through.
-  const float product = MulRn(FloatFromE4m3(scale), outer.decode);
-  const float factor = scale == 0 ? kFloatMax : FastReciprocal(product);
+  // Of a scale or an outer scale of 0 only zeros come through the test below: the least magnitude
+  // of either type is 2^-133.
+  const float product = fmaxf(MulRn(FloatFromE4m3(scale), outer.decode), 0x1p-126f);
+  const float factor = FastReciprocal(product);
   if (!(MulRn(amax, factor) < 7 * kCodeUnit)) {
-    return EncodeSlowly<kPairing, T>(block, outer_amax, bound);
+    return EncodeSlowly<kPairing, T>(block, outer_amax(), bound);
   }
   return {static_cast<uint8_t>(scale),
           {{FastCodes<kPairing>(T{}, block.word, factor),
