@@ -2,11 +2,17 @@
 #ifndef NIBBLE_KERNELS_CUDA_COPY_ENCODE_CONFIG_H_
 #define NIBBLE_KERNELS_CUDA_COPY_ENCODE_CONFIG_H_
 
+#include "kernels/tuning/config_field.h"
+
 namespace nibble {
 
 struct CopyEncodeConfig {
   int thread_blocks;  // resident on a multiprocessor, at least: bounds the registers
   int strip_tiles;    // of 128 x 128 elements, that a thread block takes one after another
+
+  static constexpr ConfigField<CopyEncodeConfig> kFields[] = {
+      {"thread_blocks", &CopyEncodeConfig::thread_blocks},
+      {"strip_tiles", &CopyEncodeConfig::strip_tiles}};
 };
 
 // Every instantiated shape, for the plain runtime rule of bf16 and fp16 (the others have one). The

@@ -52,16 +52,17 @@ inline constexpr float kCodeUnit = 0x1p-14f;
 
 // --- Rounding to E2M1 ---------------------------------------------------------------------------
 
-// E2M1 magnitude nearest to |v|, ties to even, for v and the result in units; saturates.
-// 2^22 * m has its last place at the grid's step at m, so subtracting it from |v| rounds |v| to
-// that step, and adding it back is exact. Just above 1, since below 2^22 the last place would be
-// half a step. A tie's own mantissa is even, and so is that of the least m: an even sum is an even
-// code.
-NIBBLE_HD float RoundE2m1Unit(float v) {
-  const float a = MinNumber(Abs(v), kE2m1Max * kCodeUnit);
-  const float m = MaxNumber(a, (1.0f + 0x1p-22f) * kCodeUnit);
+// E2M1 magnitude nearest to |v|, ties to even, for v and the result in multiples of `unit`, a power
+// of two; saturates. 2^22 * m has its last place at the grid's step at m, so subtracting it from |v|
+// rounds |v| to that step, and adding it back is exact. Just above 1, since below 2^22 the last
+// place would be half a step. A tie's own mantissa is even, and so is that of the least m: an even
+// sum is an even code.
+NIBBLE_HD float RoundE2m1(float v, float unit = 1.0f) {
+  const float a = MinNumber(Abs(v), kE2m1Max * unit);
+  const float m = MaxNumber(a, (1.0f + 0x1p-22f) * unit);
   return FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, a));
 }
+NIBBLE_HD float RoundE2m1Unit(float v) { return RoundE2m1(v, kCodeUnit); }
 
 // Indices of four magnitudes in units, << 1, a byte each.
 NIBBLE_HD uint32_t IndexBytes(float q0, float q1, float q2, float q3) {

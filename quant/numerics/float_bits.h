@@ -36,6 +36,7 @@ NIBBLE_HD float FloatFromBits(uint32_t bits) {
 
 // The one place in the tree that asks which side it is compiled for.
 #if defined(__CUDA_ARCH__)
+#define NIBBLE_CUDA_ARCH __CUDA_ARCH__  // 900 for compute capability 9.0
 NIBBLE_HD float AddRn(float a, float b) { return __fadd_rn(a, b); }
 NIBBLE_HD float SubRn(float a, float b) { return __fsub_rn(a, b); }
 NIBBLE_HD float MulRn(float a, float b) { return __fmul_rn(a, b); }
@@ -50,6 +51,7 @@ NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
 }
 #else
+#define NIBBLE_CUDA_ARCH 0
 NIBBLE_HD float AddRn(float a, float b) { return a + b; }
 NIBBLE_HD float SubRn(float a, float b) { return a - b; }
 NIBBLE_HD float MulRn(float a, float b) { return a * b; }
