@@ -39,6 +39,12 @@ struct ScaleSweepParams {
   std::optional<float> global_amax = {};
 };
 
+// Of the two copies that a product and its gradient read. Each is as its own parameters say.
+struct QuantizeBothParams {
+  QuantizeParams rowwise = {};
+  QuantizeParams columnwise = {.columnwise = true};
+};
+
 inline constexpr int kMaxMultipliers = 4096;
 
 struct MultiplierSearchParams {
@@ -93,6 +99,22 @@ class Backend {
   absl::Status Quantize(const QuantizeParams& params, const MatrixView& x,
                         const MutablePackedView& out);
 
+  // The row-wise and the column-wise copy of x: the bytes of two calls of Quantize.
+  absl::Status QuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                            const MutablePackedView& rowwise, const MutablePackedView& columnwise);
+
+  // The rows of x are those of the groups (the tokens of each expert), one group after another; the
+  // results are those of quantizing each group alone. A group may be empty: so are its copies, the
+  // column-wise one too.
+  absl::StatusOr<std::vector<PackedTensor>> QuantizeGrouped(const QuantizeParams& params,
+                                                            const MatrixView& x,
+                                                            std::span<const int64_t> group_rows);
+  // The same into memory of the caller's, out[i].layout being LayoutOf(params, group_rows[i],
+  // x.cols).
+  absl::Status QuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                               std::span<const int64_t> group_rows,
+                               std::span<const MutablePackedView> out);
+
   // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32. A
   // NaN scale makes its block's values NaN.
   absl::Status Dequantize(const PackedView& packed, DType dtype, void* out);
@@ -146,6 +168,13 @@ class Backend {
   virtual absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) = 0;
   virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                                   const MutablePackedView& out) = 0;
+  // One DoQuantize after another.
+  virtual absl::Status DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                                      const MutablePackedView& rowwise,
+                                      const MutablePackedView& columnwise);
+  virtual absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                         std::span<const int64_t> group_rows,
+                                         std::span<const MutablePackedView> out);
   virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;
   virtual absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians, SweepResult& result) = 0;

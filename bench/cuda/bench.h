@@ -64,6 +64,7 @@ void BenchMultiplierSearch();
 void BenchObserve();
 void BenchPostScale();
 void BenchQuantize();
+void BenchQuantizeCopies();
 void BenchScaleSweep();
 void BenchScaleSweepHessian();
 

@@ -112,6 +112,7 @@ int main(int argc, char** argv) {
                              {"observe", BenchObserve},
                              {"post_scale", BenchPostScale},
                              {"quantize", BenchQuantize},
+                             {"quantize_copies", BenchQuantizeCopies},
                              {"scale_sweep", BenchScaleSweep},
                              {"scale_sweep_hessian", BenchScaleSweepHessian}};
   for (int i = 1; i < argc; ++i) {

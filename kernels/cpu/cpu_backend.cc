@@ -197,9 +197,7 @@ class CpuBackend final : public Backend {
       const int64_t k = b * kBlockSize + i;
       block[i] = LoadElement(x.dtype, x.data, params.columnwise ? k * x.cols + r : r * x.cols + k);
     }
-    if (params.rht != Rht::kNone) {
-      Rht16(block, params.rht == Rht::kSigns ? kRhtDefaultSigns : kRhtNoSigns);
-    }
+    if (params.rht != Rht::kNone) Rht16(block, RhtSigns(params.rht));
     char* out = copy + (r * copy_cols + b * kBlockSize) * DTypeBytes(x.dtype);
     for (int i = 0; i < kBlockSize; ++i) {
       if (x.dtype == DType::kF32) {

@@ -87,16 +87,16 @@ inline __device__ __noinline__ float AmaxOfNumbers(const Values& values) {
 }
 
 inline __device__ __noinline__ float ErrorByDefinition(const Values& values, uint8_t scale,
-                                                const FourOverSixContext& context,
-                                                ErrorMetric metric, ErrorPath path) {
+                                                       const FourOverSixContext& context,
+                                                       ErrorMetric metric, ErrorPath path) {
   return FourOverSixBlockError(values.x, scale, context, metric, path);
 }
 
 // Every rule, every rounding, every range.
 inline __device__ __noinline__ BlockCodes CodesByDefinition(const Values& values, uint8_t scale,
-                                                     const OuterScales& outer, Rule rule,
-                                                     const EncodeParams& params,
-                                                     int64_t first_element) {
+                                                            const OuterScales& outer, Rule rule,
+                                                            const EncodeParams& params,
+                                                            int64_t first_element) {
   const float encode_scale = RuntimeBlockEncodeScale(scale, outer.context.global.decode_scale);
   const float decode_scale = CheckpointBlockDecodeScale(scale, outer.checkpoint_decode_scale);
   BlockCodes codes = {{0, 0}};

@@ -22,6 +22,23 @@ __device__ __forceinline__ float2 Unpack(F16, uint32_t word) {
   return pair;
 }
 
+// Sixteen bytes of elements.
+__device__ __forceinline__ void UnpackChunk(F32, const uint4& v, float* out) {
+  out[0] = FloatFromBits(v.x);
+  out[1] = FloatFromBits(v.y);
+  out[2] = FloatFromBits(v.z);
+  out[3] = FloatFromBits(v.w);
+}
+template <typename T>
+__device__ __forceinline__ void UnpackChunk(T, const uint4& v, float* out) {
+  const float2 pairs[4] = {Unpack(T{}, v.x), Unpack(T{}, v.y), Unpack(T{}, v.z), Unpack(T{}, v.w)};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = pairs[i].x;
+    out[2 * i + 1] = pairs[i].y;
+  }
+}
+
 // x is aligned to 16 bytes, as device allocations are.
 template <typename T>
 __device__ __forceinline__ void LoadBlock(const void* x, int64_t block, float (&out)[kBlockSize]) {
@@ -29,18 +46,7 @@ __device__ __forceinline__ void LoadBlock(const void* x, int64_t block, float (&
   const uint4* p = static_cast<const uint4*>(x) + block * (kWide ? 4 : 2);
 #pragma unroll
   for (int i = 0; i < (kWide ? 4 : 2); ++i) {
-    const uint4 v = __ldg(p + i);
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if constexpr (kWide) {
-        out[4 * i + j] = FloatFromBits(words[j]);
-      } else {
-        const float2 pair = Unpack(T{}, words[j]);
-        out[8 * i + 2 * j] = pair.x;
-        out[8 * i + 2 * j + 1] = pair.y;
-      }
-    }
+    UnpackChunk(T{}, __ldg(p + i), out + i * (kWide ? 4 : 8));
   }
 }
 

@@ -9,14 +9,17 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/encode_params.h"
 #include "kernels/cuda/measure_error_launch.h"
 #include "kernels/cuda/multiplier_search_launch.h"
 #include "kernels/cuda/observe_launch.h"
 #include "kernels/cuda/post_scale_launch.h"
+#include "kernels/cuda/quantize_copies.h"
 #include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_hessian_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
@@ -205,25 +208,12 @@ class CudaBackend final : public Backend {
     return absl::OkStatus();
   }
 
-  static EncodeMethod MethodOf(const QuantizeParams& params) {
-    if (!params.four_over_six) {
-      return params.rule == Rule::kRuntime ? EncodeMethod::kRuntime : EncodeMethod::kCheckpoint;
-    }
-    switch (params.four_over_six->metric) {
-      case ErrorMetric::kMae:
-        return EncodeMethod::kFourOverSixMae;
-      case ErrorMetric::kMse:
-        return EncodeMethod::kFourOverSixMse;
-      case ErrorMetric::kAbsMax:
-        break;
-    }
-    return EncodeMethod::kFourOverSixAbsMax;
-  }
-
   absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                           const MutablePackedView& out) override {
-    if (params.columnwise) return NotYet("a column-wise copy");
-    if (params.rht != Rht::kNone) return NotYet("a rotated copy");
+    if (params.columnwise || params.rht != Rht::kNone) {
+      NIBBLE_ASSIGN_OR_RETURN(const bool finite, Copies(params, x, {&x.rows, 1}, {&out, 1}));
+      return finite ? absl::OkStatus() : MakeCpuBackend({})->Quantize(params, x, out);
+    }
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
     NIBBLE_ASSIGN_OR_RETURN(const float tensor_amax, AmaxOf(x, data.get()));
     std::fill_n(out.amax, out.layout.amax_count(), params.global_amax.value_or(tensor_amax));
@@ -236,25 +226,47 @@ class CudaBackend final : public Backend {
           x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
       NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
     }
-    QuantizeArgs args = {
+    const QuantizeArgs args = {
         .dtype = x.dtype,
         .x = data.get(),
         .rows = x.rows,
         .cols = x.cols,
         .scheme = params.scheme,
         .method = MethodOf(params),
+        .encode = EncodeParamsOf(params),
         .amax = amax.get(),
         .swizzle = params.swizzle,
     };
-    args.encode.bound = static_cast<float>(params.e4m3_max);
-    args.encode.rule = params.rule;
-    if (params.four_over_six) args.encode.path = params.four_over_six->path;
-    if (params.stochastic) {
-      args.encode.stochastic = true;
-      args.encode.seed = params.stochastic->seed;
-      args.encode.offset = params.stochastic->offset;
-    }
     return Encode(args, out);
+  }
+
+  // False where not all is finite: the CPU's backend then finds what and where.
+  absl::StatusOr<bool> Copies(const QuantizeParams& params, const MatrixView& x,
+                              std::span<const int64_t> group_rows,
+                              std::span<const MutablePackedView> out) {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    const CopyRequest none, copy = {&params, out};
+    return QuantizeCopies(x, group_rows, params.columnwise ? none : copy,
+                          params.columnwise ? copy : none, stream_);
+  }
+
+  absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                 std::span<const int64_t> group_rows,
+                                 std::span<const MutablePackedView> out) override {
+    NIBBLE_ASSIGN_OR_RETURN(const bool finite, Copies(params, x, group_rows, out));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeGrouped(params, x, group_rows, out);
+  }
+
+  absl::Status DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                              const MutablePackedView& rowwise,
+                              const MutablePackedView& columnwise) override {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    NIBBLE_ASSIGN_OR_RETURN(const bool finite,
+                            QuantizeCopies(x, {&x.rows, 1}, {&params.rowwise, {&rowwise, 1}},
+                                           {&params.columnwise, {&columnwise, 1}}, stream_));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeBoth(params, x, rowwise, columnwise);
   }
 
   absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
