@@ -6,12 +6,13 @@ namespace nibble {
 
 struct QuantizeConfig {
   int warps;              // of a thread block
-  int blocks_per_thread;  // NVFP4 blocks that a thread loads before it encodes them
+  int blocks_per_thread;  // NVFP4 blocks that a thread loads before it encodes them (not tile_2d)
+  int thread_blocks;      // of a multiprocessor: as many stay and walk over the tensor
 };
 
 // Every instantiated shape: the launcher's table, the conformance test and the benchmark walk this
 // array. The first is the default.
-inline constexpr QuantizeConfig kQuantizeConfigs[] = {{4, 2}, {4, 1}};
+inline constexpr QuantizeConfig kQuantizeConfigs[] = {{4, 1, 8}, {4, 1, 10}};
 
 }  // namespace nibble
 
