@@ -89,6 +89,15 @@ void RegisterAll() {
     state.counters["evaluations_per_block"] =
         static_cast<double>(result->evaluations) / static_cast<double>(result->code.size());
   };
+  const auto accumulate_hessian = [](Backend& backend, const MatrixView& x, benchmark::State&) {
+    std::vector<float> h(kCols * 16, 0.0f);
+    NIBBLE_CHECK(backend.AccumulateHessian(x, h).ok());
+  };
+  const auto observe = [](const ObserveParams& params) {
+    return [params](Backend& backend, const MatrixView& x, benchmark::State&) {
+      NIBBLE_CHECK(backend.Observe(params, x).ok());
+    };
+  };
   QuantizeParams plain, checkpoint, four_over_six, tile, stochastic;
   checkpoint.rule = Rule::kCheckpoint;
   four_over_six.four_over_six = FourOverSix{};
@@ -110,6 +119,10 @@ void RegisterAll() {
       Register("ScaleSweepPruned", *kernels, threads, rows, sweep(SweepMethod::kPruned));
       Register("ScaleSweepExhaustive", *kernels, threads, kFewRows,
                sweep(SweepMethod::kExhaustive));
+      Register("AccumulateHessian", *kernels, threads, rows, accumulate_hessian);
+      Register("ObserveRowsAndColumns", *kernels, threads, rows,
+               observe({true, true, false, false}));
+      Register("ObserveEverything", *kernels, threads, rows, observe({true, true, true, true}));
       Register("MultiplierSearch", *kernels, threads, best ? 512 : kFewRows, multipliers);
       Register("ScaleSweepHessian", *kernels, threads, best ? 512 : kFewRows, hessian);
     }

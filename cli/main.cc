@@ -15,7 +15,10 @@
 #include "engine/inspect.h"
 #include "engine/synthetic.h"
 #include "engine/tensor_ops.h"
+#include "engine/tune.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/tunable_ops.h"
+#include "kernels/cuda/tuning_device.h"
 
 namespace nibble {
 namespace {
@@ -73,7 +76,22 @@ struct BackendFlags {
         ->capture_default_str();
   }
 
-  absl::StatusOr<std::unique_ptr<Backend>> Make() const { return MakeBackend(name, options); }
+  // A store of picks that cannot be read costs speed, not the run.
+  absl::StatusOr<std::unique_ptr<Backend>> Make() const {
+    BackendOptions with_picks = options;
+    absl::Status unread;
+    if (CudaDeviceOf(name)) {
+      absl::StatusOr<TuningStore> picks = LoadTuning(UserTuningPath());
+      unread = picks.status();
+      if (picks.ok()) with_picks.tuning = *std::move(picks);
+    }
+    NIBBLE_ASSIGN_OR_RETURN(auto backend, MakeBackend(name, with_picks));
+    if (!unread.ok()) {
+      std::fprintf(stderr, "nibble: warning: %s; using the shipped picks\n",
+                   Printable(ToStd(unread.message())).c_str());
+    }
+    return backend;
+  }
 };
 
 CLI::Option* AddE4m3Max(CLI::App* app, int& value, const std::string& help) {
@@ -212,12 +230,15 @@ struct SweepCommand {
     }
     NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
     NIBBLE_ASSIGN_OR_RETURN(const SweepSummary summary, SweepTensor(in, out, request, *device));
-    absl::PrintF("%s: %d blocks, %s, %.2f evaluations per block, %.3f s on %s\n", out,
+    const std::string near_ties = method == SweepChoice::kExhaustive
+                                      ? absl::StrCat(", ", summary.near_ties, " near-ties")
+                                      : "";
+    absl::PrintF("%s: %d blocks, %s, %.2f evaluations per block%s, %.3f s on %s\n", out,
                  summary.blocks, ToAbsl(NameOf(method)),
                  summary.blocks == 0 ? 0.0
                                      : static_cast<double>(summary.evaluations) /
                                            static_cast<double>(summary.blocks),
-                 summary.seconds, device->name());
+                 near_ties, summary.seconds, device->name());
     return absl::OkStatus();
   }
 };
@@ -302,6 +323,91 @@ struct DemoCommand {
   }
 };
 
+// --- nibble tune --------------------------------------------------------------------------------
+
+struct TuneCommand {
+  TuneRequest request;
+  std::string device = "cuda:0", out;
+  std::vector<std::string> shapes;
+
+  explicit TuneCommand(CLI::App* app) {
+    app->add_option("--ops", request.ops, "operations, with commas between them [all]")
+        ->delimiter(',');
+    app->add_option("--device", device, "cuda:N")->capture_default_str();
+    app->add_option("--shapes", shapes, "ROWSxCOLUMNS, with commas between them [small to large]")
+        ->delimiter(',');
+    app->add_option("--out", out, "store to add the picks to [the one that is used]");
+  }
+
+  static std::string NameOfRow(const TuneRow& row) {
+    return absl::StrCat(row.op, " ", ToAbsl(DTypeName(row.dtype)), " ", row.shape.rows, "x",
+                        row.shape.cols);
+  }
+
+  static void PrintProgress(const TuneRow& row, size_t number, size_t of) {
+    absl::FPrintF(stderr, "[%d/%d] %s\n", number, of, NameOfRow(row));
+  }
+
+  static void PrintTable(const std::vector<TuneRow>& rows) {
+    absl::PrintF("%-20s %-5s %-12s %-36s %10s   %-36s %10s %7s\n", "operation", "type", "shape",
+                 "default", "ms", "best", "ms", "gain");
+    for (const TuneRow& row : rows) {
+      const std::string shape = absl::StrCat(row.shape.rows, "x", row.shape.cols);
+      absl::PrintF("%-20s %-5s %-12s ", row.op, ToAbsl(DTypeName(row.dtype)), shape);
+      if (!row.status.ok()) {
+        absl::PrintF("no pick: %s\n", Printable(ToStd(row.status.message())));
+        continue;
+      }
+      absl::PrintF("%-36s %10.4f   %-36s %10.4f %6.1f%%\n", row.default_config, row.default_ms,
+                   row.best_config, row.best_ms, 100 * (1 - row.best_ms / row.default_ms));
+      for (const std::string& dropped : row.dropped) {
+        absl::PrintF("  not measured: %s\n", Printable(dropped));
+      }
+    }
+  }
+
+  absl::Status Run() {
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      NIBBLE_ASSIGN_OR_RETURN(const TuneShape shape, ParseTuneShape(shapes[i]));
+      if (i == 0) request.shapes.clear();
+      request.shapes.push_back(shape);
+    }
+    NIBBLE_RETURN_IF_ERROR(CheckTuneRequest(request, CudaTunableOps()));
+    const std::optional<int> number = CudaDeviceOf(device);
+    if (!number) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--device: expected cuda:N, got ", Quoted(device)));
+    }
+    const std::string path = out.empty() ? UserTuningPath() : out;
+    if (path.empty()) {
+      return absl::InvalidArgumentError(
+          "--out: expected a file, since neither NIBBLE_TUNING_STORE nor XDG_CACHE_HOME nor HOME "
+          "says where picks are kept, got none");
+    }
+    NIBBLE_RETURN_IF_ERROR(CheckTuningFile(path));
+    const auto measured_on = MakeCudaTuningDevice(*number);
+    if (!measured_on.ok()) {
+      return absl::Status(measured_on.status().code(),
+                          absl::StrCat(measured_on.status().message(),
+                                       "; tune on a machine that has one, with a CUDA build; the "
+                                       "CPU needs no tuning"));
+    }
+    absl::FPrintF(stderr, "tuning on %s\n", (*measured_on)->name());
+    NIBBLE_ASSIGN_OR_RETURN(const TuneResult result, Tune(**measured_on, request, PrintProgress));
+    PrintTable(result.rows);
+    NIBBLE_RETURN_IF_ERROR(SaveTuning(path, result.picks));
+    absl::PrintF("%d picks written to %s\n", result.picks.picks().size(), path);
+    for (const TuneRow& row : result.rows) {
+      // What does not fit or does not apply is no failure; the table says so.
+      if (!row.status.ok() && !absl::IsResourceExhausted(row.status) &&
+          !absl::IsFailedPrecondition(row.status)) {
+        return Annotate(row.status, NameOfRow(row));
+      }
+    }
+    return absl::OkStatus();
+  }
+};
+
 // ------------------------------------------------------------------------------------------------
 
 // Adds a command that lives as long as `app`.
@@ -322,6 +428,7 @@ int Main(int argc, char** argv) {
   AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+  AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {
     app.parse(argc, argv);

@@ -225,7 +225,8 @@ absl::StatusOr<SweepSummary> SweepTensor(const TensorFile& in, const std::string
   const absl::StatusOr<SweepResult> result = Search(request, reader, *x, backend);
   if (!result.ok()) return Annotate(result.status(), Place(in));
   const int64_t blocks = static_cast<int64_t>(result->code.size());
-  const SweepSummary summary = {blocks, result->evaluations, SecondsSince(start)};
+  const SweepSummary summary = {blocks, result->evaluations, result->near_ties,
+                                SecondsSince(start)};
 
   std::vector<TensorToWrite> tensors = {
       {"best_amax", DType::kF32, {blocks}, BytesOf(result->best_amax)},

@@ -58,6 +58,7 @@ struct SweepRequest {
 struct SweepSummary {
   int64_t blocks = 0;
   int64_t evaluations = 0;
+  int64_t near_ties = 0;  // see SweepResult
   double seconds = 0;
 };
 

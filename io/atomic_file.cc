@@ -46,6 +46,33 @@ absl::StatusOr<std::optional<struct stat>> StatIfPresent(const std::string& path
   return ErrnoStatus(path, "stat");
 }
 
+// Where linkat finds an open file that has no name.
+std::string PathOfOpenFile(int fd) { return absl::StrCat("/proc/self/fd/", fd); }
+
+// A file without a name, or none where the system cannot make or later name one.
+FileDescriptor OpenUnnamed(int folder) {
+  FileDescriptor file(RetryOnInterrupt(
+      [&] { return openat(folder, ".", O_WRONLY | O_TMPFILE | O_CLOEXEC, 0666); }));
+  if (file.is_open() && access(PathOfOpenFile(file.get()).c_str(), F_OK) != 0) {
+    return FileDescriptor();
+  }
+  return file;
+}
+
+// Calls make(name) with temporary names until one is free, keeps that in `name` and returns the
+// result. A name that exists was left by an earlier process of our number, killed halfway.
+template <typename Make>
+int MakeUnderTemporaryName(const std::string& final_name, const Make& make, std::string& name) {
+  static std::atomic<uint64_t> counter{0};
+  for (;;) {
+    std::string candidate = absl::StrCat(final_name, ".partial-", getpid(), "-", counter++);
+    const int result = RetryOnInterrupt([&] { return make(candidate.c_str()); });
+    if (result < 0 && errno == EEXIST) continue;
+    if (result >= 0) name = std::move(candidate);
+    return result;
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path) {
@@ -61,19 +88,17 @@ absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path) {
       [&] { return open(folder_path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!folder.is_open()) return ErrnoStatus(path, "open its folder");
 
-  static std::atomic<uint64_t> counter{0};
-  for (;;) {
-    std::string temp_name = absl::StrCat(final_name, ".partial-", getpid(), "-", counter++);
-    FileDescriptor file(RetryOnInterrupt([&] {
-      return openat(folder.get(), temp_name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    }));
-    if (file.is_open()) {
-      return AtomicFile(path, std::move(final_name), std::move(temp_name), std::move(folder),
-                        std::move(file));
-    }
-    // A name that exists was left by an earlier process of our number, killed halfway.
-    if (errno != EEXIST) return ErrnoStatus(path, "create a temporary file beside it");
+  std::string temp_name;
+  FileDescriptor file = OpenUnnamed(folder.get());
+  if (!file.is_open()) {
+    const auto create = [&](const char* name) {
+      return openat(folder.get(), name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    };
+    file = FileDescriptor(MakeUnderTemporaryName(final_name, create, temp_name));
+    if (!file.is_open()) return ErrnoStatus(path, "create a temporary file beside it");
   }
+  return AtomicFile(path, std::move(final_name), std::move(temp_name), std::move(folder),
+                    std::move(file));
 }
 
 AtomicFile& AtomicFile::operator=(AtomicFile other) noexcept {
@@ -104,13 +129,28 @@ absl::Status AtomicFile::Append(std::span<const std::byte> bytes) {
 absl::Status AtomicFile::Commit() {
   NIBBLE_RETURN_IF_ERROR(CheckOpen());
   if (RetryOnInterrupt([&] { return fsync(file_.get()); }) != 0) return Fail("fsync");
-  if (renameat(folder_.get(), temp_name_.c_str(), folder_.get(), final_name_.c_str()) != 0) {
-    return Fail("rename the temporary file");
-  }
+  NIBBLE_RETURN_IF_ERROR(TakeFinalName());
   file_ = FileDescriptor();
   // EINVAL: a file system that cannot sync folders.
   if (RetryOnInterrupt([&] { return fsync(folder_.get()); }) != 0 && errno != EINVAL) {
     return ErrnoStatus(path_, "fsync its folder");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AtomicFile::TakeFinalName() {
+  if (temp_name_.empty()) {
+    const auto link = [&, source = PathOfOpenFile(file_.get())](const char* name) {
+      return linkat(AT_FDCWD, source.c_str(), folder_.get(), name, AT_SYMLINK_FOLLOW);
+    };
+    if (link(final_name_.c_str()) == 0) return absl::OkStatus();
+    // A link replaces nothing, a rename does.
+    if (errno != EEXIST || MakeUnderTemporaryName(final_name_, link, temp_name_) != 0) {
+      return Fail("link it into its folder");
+    }
+  }
+  if (renameat(folder_.get(), temp_name_.c_str(), folder_.get(), final_name_.c_str()) != 0) {
+    return Fail("rename the temporary file");
   }
   return absl::OkStatus();
 }
@@ -129,7 +169,7 @@ absl::Status AtomicFile::Fail(std::string_view what) {
 
 void AtomicFile::Discard() {
   if (!file_.is_open()) return;
-  unlinkat(folder_.get(), temp_name_.c_str(), 0);
+  if (!temp_name_.empty()) unlinkat(folder_.get(), temp_name_.c_str(), 0);
   file_ = FileDescriptor();
 }
 

@@ -14,9 +14,11 @@
 
 namespace nibble {
 
-// A file that is written under a temporary name, "<final>.partial-<pid>-<counter>" in the folder of
-// the final one, and takes its final name in Commit. Without Commit, or after a failure, the
-// temporary is removed and whatever had the final name is untouched.
+// A file that has no name before Commit gives it the final one, so that even a killed process
+// leaves nothing behind. Two cases need a temporary name, "<final>.partial-<pid>-<counter>" in the
+// folder of the final one, and leave that if killed: a file system without unnamed files, where all
+// is written under it, and replacing a file, where Commit uses it between two system calls. Without
+// Commit, or after a failure, nothing is left and whatever had the final name is untouched.
 class AtomicFile {
  public:
   // InvalidArgument where `path` names something other than a regular file (devices, folders and
@@ -48,12 +50,13 @@ class AtomicFile {
         file_(std::move(file)) {}
 
   absl::Status CheckOpen() const;
+  absl::Status TakeFinalName();
   absl::Status Fail(std::string_view what);  // the status of errno, after Discard
   void Discard();
 
   std::string path_;                    // for messages
-  std::string final_name_, temp_name_;  // inside folder_
-  FileDescriptor folder_, file_;        // file_ is open exactly while the temporary exists
+  std::string final_name_, temp_name_;  // inside folder_; temp_name_ is empty while there is none
+  FileDescriptor folder_, file_;        // file_ is open until Commit or Discard
 };
 
 absl::Status WriteFileAtomically(const std::string& path, std::string_view bytes);

@@ -23,6 +23,15 @@ absl::Status CheckMatrix(const MatrixView& x) {
   return absl::OkStatus();
 }
 
+absl::Status CheckHessians(const MatrixView& x, std::span<const float> hessians) {
+  const int64_t slices = x.cols / kBlockSize;
+  if (static_cast<int64_t>(hessians.size()) == slices * kBlockSize * kBlockSize) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(absl::StrCat(
+      "hessian: expected ", slices, " slices of 16 x 16, got ", hessians.size(), " numbers"));
+}
+
 absl::Status CheckE4m3Max(int e4m3_max) {
   QuantizeParams params;
   params.e4m3_max = e4m3_max;
@@ -63,9 +72,43 @@ absl::Status Backend::NonFiniteError(const MatrixView& x) {
                                                     first / x.cols, ", column ", first % x.cols));
 }
 
+absl::Status Backend::HessianSumError(const MatrixView& x, int64_t slice) {
+  for (int64_t i = 0; i < x.size(); ++i) {
+    if (!IsFinite(LoadElement(x.dtype, x.data, i))) return NonFiniteError(x);
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("hessian: expected sums of at most ", kFloatMax, ", got more in slice ", slice));
+}
+
 absl::StatusOr<float> Backend::Amax(const MatrixView& x) {
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
   return DoAmax(x);
+}
+
+absl::StatusOr<Observation> Backend::Observe(const ObserveParams& params, const MatrixView& x) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  Observation result;
+  result.params = params;
+  result.rows = x.rows;
+  result.cols = x.cols;
+  if (params.row_amax) result.row_amax.resize(x.rows);
+  if (params.column_amax) result.column_amax.resize(x.cols);
+  if (params.block_amax) result.block_amax.resize(x.size() / kBlockSize);
+  if (params.histogram) result.histogram.resize(kLog2Bins);
+  NIBBLE_RETURN_IF_ERROR(DoObserve(x, result));
+  return result;
+}
+
+absl::Status Backend::AccumulateHessian(const MatrixView& x, std::span<float> hessians) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  NIBBLE_RETURN_IF_ERROR(CheckHessians(x, hessians));
+  for (size_t i = 0; i < hessians.size(); ++i) {
+    if (IsFinite(hessians[i])) continue;
+    return absl::FailedPreconditionError(absl::StrCat("hessian: expected finite sums so far, got ",
+                                                      hessians[i], " in slice ",
+                                                      i / (kBlockSize * kBlockSize)));
+  }
+  return x.rows == 0 ? absl::OkStatus() : DoAccumulateHessian(x, hessians);
 }
 
 absl::StatusOr<PackedTensor> Backend::Quantize(const QuantizeParams& params, const MatrixView& x) {
@@ -110,15 +153,25 @@ absl::StatusOr<SweepResult> Backend::ScaleSweep(const ScaleSweepParams& params,
   return Sweep(params, x, {});
 }
 
+absl::StatusOr<SweptTensor> Backend::SweepAndQuantize(const ScaleSweepParams& params,
+                                                      const MatrixView& x, bool swizzle) {
+  NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));
+  NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(params.global_amax));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  QuantizeParams quantize;
+  quantize.rule = Rule::kCheckpoint;
+  quantize.e4m3_max = params.e4m3_max;
+  quantize.swizzle = swizzle;
+  SweptTensor result = {PackedTensor(LayoutOf(quantize, x.rows, x.cols))};
+  NIBBLE_RETURN_IF_ERROR(DoSweepAndQuantize(params, x, result.packed.mutable_view(), result));
+  return result;
+}
+
 absl::StatusOr<SweepResult> Backend::ScaleSweepHessian(const ScaleSweepParams& params,
                                                        const MatrixView& x,
                                                        std::span<const float> hessians) {
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
-  const int64_t slices = x.cols / kBlockSize;
-  if (static_cast<int64_t>(hessians.size()) != slices * kBlockSize * kBlockSize) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "hessian: expected ", slices, " slices of 16 x 16, got ", hessians.size(), " numbers"));
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckHessians(x, hessians));
   return Sweep(params, x, hessians);
 }
 
@@ -175,15 +228,22 @@ absl::StatusOr<ErrorStats> Backend::MeasureError(const MatrixView& x, const Pack
   return DoMeasureError(x, packed);
 }
 
+std::optional<int> CudaDeviceOf(std::string_view name) {
+  constexpr std::string_view kCuda = "cuda:";
+  int device;
+  if (!name.starts_with(kCuda) || !absl::SimpleAtoi(ToAbsl(name.substr(kCuda.size())), &device) ||
+      device < 0) {
+    return std::nullopt;
+  }
+  return device;
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
                                                      const BackendOptions& options) {
   if (name == "auto" || name == "cpu") return MakeCpuBackend(options);
   if (name == "cpu-scalar") return MakeScalarBackend(options);
-  int device;
-  constexpr std::string_view kCuda = "cuda:";
-  if (name.starts_with(kCuda) && absl::SimpleAtoi(ToAbsl(name.substr(kCuda.size())), &device) &&
-      device >= 0) {
-    return MakeCudaBackend(device);
+  if (const std::optional<int> device = CudaDeviceOf(name)) {
+    return MakeCudaBackend(*device, options.tuning);
   }
   return absl::InvalidArgumentError(
       absl::StrCat("backend: expected auto, cpu, cpu-scalar or cuda:N, got '", ToAbsl(name), "'"));

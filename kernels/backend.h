@@ -19,8 +19,10 @@
 #include "absl/status/statusor.h"
 #include "base/enum_names.h"
 #include "base/tensor_view.h"
+#include "kernels/tuning/store.h"
 #include "quant/error_stats.h"
 #include "quant/numerics/scale_sweep.h"
+#include "quant/observation.h"
 #include "quant/packed_tensor.h"
 #include "quant/quantize_params.h"
 
@@ -52,6 +54,15 @@ struct SweepResult {
   std::vector<float> loss;
   float global_amax = 0;    // the g that was used
   int64_t evaluations = 0;  // candidate losses computed, over all blocks
+  // Blocks whose runner-up's loss is within 1e-6 of the best, relatively; counted by the exhaustive
+  // method only.
+  int64_t near_ties = 0;
+};
+
+struct SweptTensor {
+  PackedTensor packed;
+  double loss = 0;  // the blocks' losses, as SumSweepLosses adds them
+  int64_t evaluations = 0;
 };
 
 class Backend {
@@ -63,6 +74,17 @@ class Backend {
   // The largest magnitude of the matrix. FailedPrecondition where an element is NaN or infinite,
   // with their number and the first's place.
   absl::StatusOr<float> Amax(const MatrixView& x);
+
+  // Maxima, binades and non-finite elements of x, in one read. NaN and infinity are counted, not
+  // refused.
+  absl::StatusOr<Observation> Observe(const ObserveParams& params, const MatrixView& x);
+
+  // hessians += X^T X for each slice of 16 columns of x (tokens x channels): cols / 16 slices of 16
+  // x 16 floats, as ScaleSweepHessian takes them. Several calls add up; the bits depend on how the
+  // tokens were split over calls (quant/numerics/hessian_sum.h), on nothing else.
+  // FailedPrecondition where an element of x or of hessians is NaN or infinite, or where a sum
+  // overflows; hessians are untouched then.
+  absl::Status AccumulateHessian(const MatrixView& x, std::span<float> hessians);
 
   // Codes, scales and maxima of x. Column-wise copies need rows, too, to be a multiple of 16;
   // tile_2d needs both.
@@ -77,7 +99,13 @@ class Backend {
   // The best of all 126 block scales, by squared error.
   absl::StatusOr<SweepResult> ScaleSweep(const ScaleSweepParams& params, const MatrixView& x);
 
-  // The same by d^T H d. hessians: cols / 16 slices of 16 x 16 floats, shared by all rows.
+  // The best scales and the codes under them, as QuantizeWithScales gives them with the g that was
+  // used: per_tensor, checkpoint rule. A GPU reads x once for both.
+  absl::StatusOr<SweptTensor> SweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                               bool swizzle = false);
+
+  // The best of all 126 block scales by d^T H d. hessians: cols / 16 slices of 16 x 16 floats,
+  // shared by all rows.
   absl::StatusOr<SweepResult> ScaleSweepHessian(const ScaleSweepParams& params, const MatrixView& x,
                                                 std::span<const float> hessians);
 
@@ -96,15 +124,23 @@ class Backend {
  protected:
   // For a matrix that is known to hold some, in host memory: how many, and where the first is.
   static absl::Status NonFiniteError(const MatrixView& x);
+  // For x whose sums are not finite, in `slice` first: because x is not, or because they overflow.
+  static absl::Status HessianSumError(const MatrixView& x, int64_t slice);
 
  private:
   // Each refuses NaN and infinity with NonFiniteError, so that a device reads its input once.
   virtual absl::StatusOr<float> DoAmax(const MatrixView& x) = 0;
+  // The exception: it counts them. `result` has its parameters, shape and sizes, and is all zero.
+  virtual absl::Status DoObserve(const MatrixView& x, Observation& result) = 0;
+  // Uses HessianSumError. x has rows.
+  virtual absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) = 0;
   virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                                   const MutablePackedView& out) = 0;
   virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;
   virtual absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians, SweepResult& result) = 0;
+  virtual absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                          const MutablePackedView& out, SweptTensor& result) = 0;
   virtual absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                           SweepResult& result) = 0;
   virtual absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
@@ -118,7 +154,12 @@ class Backend {
 
 struct BackendOptions {
   int threads = 0;  // of a CPU backend; 0 means one for each CPU this process may use
+  // Of a CUDA backend: launch shapes that replace the shipped picks; see `nibble tune`.
+  TuningStore tuning = {};
 };
+
+// The N of "cuda:N"; nullopt for any other name.
+std::optional<int> CudaDeviceOf(std::string_view name);
 
 // By name: "auto" (the best there is), "cpu", "cpu-scalar" (the plain reference), "cuda:N". One
 // asked for by name never falls back: Unavailable where it does not exist here.

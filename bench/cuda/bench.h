@@ -37,7 +37,8 @@ class RotatedInputs {
   std::vector<DeviceMemory> copies_;
 };
 
-// Median milliseconds of launch(run).
+// Median milliseconds of launch(run). The device waits until all runs are queued, so that they
+// follow each other without the host between them.
 double MedianMs(const std::function<cudaError_t(int run)>& launch);
 
 // Milliseconds that a device copy reading and writing `bytes` in total would take, at the rate of
@@ -49,6 +50,8 @@ void Row(const std::string& work, const std::string& config, double milliseconds
          const std::string& note = "");
 
 // The benchmarks, each in its file.
+void BenchAccumulateHessian();
+void BenchObserve();
 void BenchQuantize();
 void BenchScaleSweep();
 

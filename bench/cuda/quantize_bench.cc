@@ -1,6 +1,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/cuda/bench.h"
 #include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/observe_launch.h"
 #include "kernels/cuda/quantize_launch.h"
 #include "quant/swizzle.h"
 
@@ -24,8 +25,11 @@ class QuantizeShape {
              .amax = As<float>(amax_),
              .packed = As<uint8_t>(packed_),
              .scale = As<uint8_t>(scale_)};
-    Check(LaunchAmax(DType::kBf16, x_[0], rows * cols / kBlockSize, As<float>(amax_), nullptr));
-    Check(LaunchRowAmax(DType::kBf16, x_[0], rows, cols, As<float>(row_amax_), nullptr));
+    Check(LaunchAmax(DType::kBf16, x_[0], rows * cols / kBlockSize, As<float>(amax_),
+                     /*config=*/0, nullptr));
+    const ObserveArgs observe = {
+        .x = x_[0], .rows = rows, .cols = cols, .row_amax = As<float>(row_amax_)};
+    Check(LaunchObserve(DType::kBf16, observe, /*config=*/0, nullptr));
     copy_ms_ = CopyMs(bytes_);
     Row("device copy of as many bytes" + shape_, "", copy_ms_, bytes_);
   }
@@ -48,8 +52,9 @@ class QuantizeShape {
     if (plain_ms_ != 0) {
       absl::StrAppend(&note, ", plain x ", static_cast<int>(100 * ms / plain_ms_ + 0.5) / 100.0);
     }
-    Row("quantize, " + work + shape_, absl::StrCat(warps, " warps, ", per_thread, " blocks, ", thread_blocks, " thread blocks"), ms,
-        bytes_, note);
+    Row("quantize, " + work + shape_,
+        absl::StrCat(warps, " warps, ", per_thread, " blocks, ", thread_blocks, " thread blocks"),
+        ms, bytes_, note);
     return ms;
   }
   void SetPlain(double ms) { plain_ms_ = ms; }

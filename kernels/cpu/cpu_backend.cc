@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -11,6 +12,7 @@
 #include "base/status.h"
 #include "quant/numerics/e2m1.h"
 #include "quant/numerics/hadamard.h"
+#include "quant/numerics/hessian_sum.h"
 
 namespace nibble {
 namespace {
@@ -50,6 +52,114 @@ class CpuBackend final : public Backend {
     });
     if (largest >= InfinityBits(x.dtype)) return NonFiniteError(x);
     return MagnitudeFromBits(x.dtype, largest);
+  }
+
+  absl::Status DoObserve(const MatrixView& x, Observation& result) override {
+    const int64_t blocks_per_row = x.cols / kBlockSize;
+    const int64_t row_bytes = x.cols * DTypeBytes(x.dtype);
+    const ObserveParams& params = result.params;
+    std::vector<char> columns(params.column_amax ? row_bytes : 0);
+    uint32_t largest = 0;
+    std::mutex mutex;
+    const int64_t grain = std::max<int64_t>(1, kGrainBlocks * kBlockSize / x.cols);
+    pool_.ParallelFor(x.rows, grain, [&](int64_t begin, int64_t end) {
+      std::vector<char> finite(row_bytes), part_columns(columns.size());
+      std::vector<uint32_t> blocks(blocks_per_row);
+      Observation part;
+      part.histogram.resize(kLog2Bins);
+      uint32_t part_largest = 0;
+      for (int64_t r = begin; r < end; ++r) {
+        const char* row = ElementAt(x, r * x.cols);
+        kernels_.block_magnitudes(x.dtype, row, blocks_per_row, blocks.data());
+        uint32_t row_largest = *std::max_element(blocks.begin(), blocks.end());
+        if (row_largest >= InfinityBits(x.dtype)) {
+          CountNonFinite(x, r, part);
+          row = KeepFinite(x, r, finite.data());
+          kernels_.block_magnitudes(x.dtype, row, blocks_per_row, blocks.data());
+          row_largest = *std::max_element(blocks.begin(), blocks.end());
+        }
+        part_largest = std::max(part_largest, row_largest);
+        if (params.row_amax) result.row_amax[r] = MagnitudeFromBits(x.dtype, row_largest);
+        if (params.column_amax) {
+          kernels_.raise_magnitudes(x.dtype, row, x.cols, part_columns.data());
+        }
+        for (int64_t b = 0; (params.block_amax || params.histogram) && b < blocks_per_row; ++b) {
+          const float amax = MagnitudeFromBits(x.dtype, blocks[b]);
+          if (params.block_amax) result.block_amax[r * blocks_per_row + b] = amax;
+          ++part.histogram[Log2Bin(amax)];
+        }
+      }
+      std::lock_guard lock(mutex);
+      largest = std::max(largest, part_largest);
+      if (params.column_amax) {
+        kernels_.raise_magnitudes(x.dtype, part_columns.data(), x.cols, columns.data());
+      }
+      for (size_t i = 0; i < result.histogram.size(); ++i) {
+        result.histogram[i] += part.histogram[i];
+      }
+      result.nan_count += part.nan_count;
+      result.inf_count += part.inf_count;
+      const int64_t first = part.first_non_finite;
+      if (first >= 0 && (result.first_non_finite < 0 || first < result.first_non_finite)) {
+        result.first_non_finite = first;
+      }
+    });
+    result.amax = MagnitudeFromBits(x.dtype, largest);
+    for (size_t c = 0; c < result.column_amax.size(); ++c) {
+      result.column_amax[c] = LoadElement(x.dtype, columns.data(), c);
+    }
+    return absl::OkStatus();
+  }
+
+  // Of row r, into the counts of `part`.
+  static void CountNonFinite(const MatrixView& x, int64_t r, Observation& part) {
+    for (int64_t i = r * x.cols; i < (r + 1) * x.cols; ++i) {
+      const float value = LoadElement(x.dtype, x.data, i);
+      if (IsFinite(value)) continue;
+      ++(std::isnan(value) ? part.nan_count : part.inf_count);
+      if (part.first_non_finite < 0) part.first_non_finite = i;
+    }
+  }
+
+  // Row r with zeros for NaN and infinity, in `out`.
+  static const char* KeepFinite(const MatrixView& x, int64_t r, char* out) {
+    const int bytes = DTypeBytes(x.dtype);
+    std::memcpy(out, ElementAt(x, r * x.cols), x.cols * bytes);
+    for (int64_t i = 0; i < x.cols; ++i) {
+      if (!IsFinite(LoadElement(x.dtype, out, i))) std::memset(out + i * bytes, 0, bytes);
+    }
+    return out;
+  }
+
+  absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) override {
+    const int64_t slices = x.cols / kBlockSize;
+    std::vector<float> sums(hessians.size());
+    std::atomic<int64_t> bad_slice{slices};
+    pool_.ParallelFor(slices, /*grain=*/1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        float total[kHessianSize];
+        HessianTotal(
+            x.rows, slices,
+            [&](int64_t first, int64_t last, float* sum) {
+              kernels_.hessian_chain(x, s, first, last, sum);
+            },
+            total);
+        bool finite = true;
+        for (int i = 0; i < kBlockSize; ++i) {
+          for (int j = 0; j < kBlockSize; ++j) {
+            const int64_t at = s * kHessianSize + i * kBlockSize + j;
+            sums[at] = HessianEntry(hessians[at], total, i, j);
+            finite = finite && IsFinite(sums[at]);
+          }
+        }
+        int64_t seen = bad_slice;
+        while (!finite && s < seen && !bad_slice.compare_exchange_weak(seen, s)) {
+        }
+      }
+    });
+    if (bad_slice < slices) return HessianSumError(x, bad_slice);
+    std::copy(sums.begin(), sums.end(), hessians.begin());
+    return absl::OkStatus();
   }
 
   // Largest magnitude of each row of a matrix that is known to be finite.
@@ -249,10 +359,11 @@ class CpuBackend final : public Backend {
                           factors.empty() ? nullptr : factors.data(),
                           result.code.data(),
                           result.loss.data()};
-    std::atomic<int64_t> evaluations{0};
-    const auto finish = [&](int64_t begin, int64_t end, int64_t count) {
+    std::atomic<int64_t> evaluations{0}, near_ties{0};
+    const auto finish = [&](int64_t begin, int64_t end, const SweepCounts& counts) {
       for (int64_t b = begin; b < end; ++b) result.best_amax[b] = amax_of_code[result.code[b]];
-      evaluations += count;
+      evaluations += counts.evaluations;
+      near_ties += counts.near_ties;
     };
     if (factors.empty()) {
       pool_.ParallelFor(x.rows * blocks_per_row, kGrainBlocks, [&](int64_t begin, int64_t end) {
@@ -267,6 +378,7 @@ class CpuBackend final : public Backend {
       });
     }
     result.evaluations = evaluations;
+    result.near_ties = near_ties;
     return absl::OkStatus();
   }
 
@@ -297,6 +409,16 @@ class CpuBackend final : public Backend {
     result.loss.resize(blocks);
   }
 
+  absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                  const MutablePackedView& out, SweptTensor& result) override {
+    SweepResult sweep;
+    NIBBLE_RETURN_IF_ERROR(DoScaleSweep(params, x, {}, sweep));
+    out.amax[0] = sweep.global_amax;
+    result.loss = SumSweepLosses(sweep.loss.data(), static_cast<int64_t>(sweep.loss.size()));
+    result.evaluations = sweep.evaluations;
+    return DoQuantizeWithScales(x, sweep.code, out);
+  }
+
   absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                   SweepResult& result) override {
     NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
@@ -318,7 +440,7 @@ class CpuBackend final : public Backend {
                                result.loss.data()};
     std::atomic<int64_t> evaluations{0};
     pool_.ParallelFor(blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-      evaluations += kernels_.multiplier_search(job, begin, end);
+      evaluations += kernels_.multiplier_search(job, begin, end).evaluations;
     });
     result.evaluations = evaluations;
     return absl::OkStatus();

@@ -53,16 +53,26 @@ struct CpuKernels {
   // where one is NaN.
   uint32_t (*max_magnitude)(DType dtype, const void* data, int64_t count);
 
+  // The same of each of `blocks` blocks of 16.
+  void (*block_magnitudes)(DType dtype, const void* data, int64_t blocks, uint32_t* largest);
+  // largest[i] = the larger of it and element i's magnitude; integers as wide as the type.
+  void (*raise_magnitudes)(DType dtype, const void* data, int64_t count, void* largest);
+
+  // Adds tokens [first, last), at most 128, of one slice's 16 channels to `sum`: see
+  // HessianAddToken. Entries i > j are unspecified.
+  void (*hessian_chain)(const MatrixView& x, int64_t slice, int64_t first, int64_t last,
+                        float* sum);
+
   // per_tensor and per_token, over blocks [begin, end).
   void (*encode_blocks)(const EncodeJob& job, int64_t begin, int64_t end);
   // tile_2d, over 16x16 tiles [begin, end), row-major.
   void (*encode_tiles)(const EncodeJob& job, int64_t begin, int64_t end);
 
-  // Over blocks [begin, end); they return the number of losses evaluated.
-  int64_t (*scale_sweep)(const SweepJob& job, int64_t begin, int64_t end);
-  int64_t (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
+  // Over blocks [begin, end).
+  SweepCounts (*scale_sweep)(const SweepJob& job, int64_t begin, int64_t end);
+  SweepCounts (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
   // Over rows [begin, end).
-  int64_t (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
+  SweepCounts (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
 };
 
 // The reference: one function of quant/numerics after another.

@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "quant/numerics/e2m1.h"
 #include "quant/numerics/four_over_six.h"
+#include "quant/numerics/hessian_sum.h"
 #include "quant/numerics/philox.h"
 #include "quant/numerics/scale_rules.h"
 
@@ -21,6 +22,33 @@ uint32_t MaxMagnitude(DType dtype, const void* data, int64_t count) {
     if (bits > largest) largest = bits;
   }
   return largest;
+}
+
+void BlockMagnitudes(DType dtype, const void* data, int64_t blocks, uint32_t* largest) {
+  const int64_t block_bytes = kBlockSize * (dtype == DType::kF32 ? 4 : 2);
+  for (int64_t b = 0; b < blocks; ++b) {
+    largest[b] = MaxMagnitude(dtype, static_cast<const char*>(data) + b * block_bytes, kBlockSize);
+  }
+}
+
+void RaiseMagnitudes(DType dtype, const void* data, int64_t count, void* largest) {
+  const int bytes = dtype == DType::kF32 ? 4 : 2;
+  for (int64_t i = 0; i < count; ++i) {
+    char* target = static_cast<char*>(largest) + i * bytes;
+    const uint32_t magnitude =
+        MaxMagnitude(dtype, static_cast<const char*>(data) + i * bytes, /*count=*/1);
+    if (magnitude > MaxMagnitude(dtype, target, /*count=*/1)) {
+      std::memcpy(target, &magnitude, bytes);
+    }
+  }
+}
+
+void HessianChain(const MatrixView& x, int64_t slice, int64_t first, int64_t last, float* sum) {
+  for (int64_t token = first; token < last; ++token) {
+    float channels[kBlockSize];
+    LoadBlock(x, token * x.cols + slice * kBlockSize, channels);
+    HessianAddToken(channels, sum);
+  }
 }
 
 // Everything that one outer amax decides.
@@ -140,40 +168,42 @@ float LoadMagnitudes(const MatrixView& x, int64_t b, float a[kBlockSize]) {
   return BlockAmax(a);
 }
 
-int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
+  const bool exhaustive = job.method == SweepMethod::kExhaustive;
+  SweepCounts counts;
   for (int64_t b = begin; b < end; ++b) {
     float a[kBlockSize];
     const float amax = LoadMagnitudes(job.x, b, a);
-    const SweepWinner winner = job.method == SweepMethod::kExhaustive
-                                   ? SweepExhaustive(a, *job.table)
-                                   : SweepPruned(a, amax, *job.table);
+    const SweepWinner winner =
+        exhaustive ? SweepExhaustive(a, *job.table) : SweepPruned(a, amax, *job.table);
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.loss[b] = winner.loss;
-    evaluations += winner.evaluations;
+    counts.evaluations += winner.evaluations;
+    counts.near_ties += exhaustive && winner.near_tie;
   }
-  return evaluations;
+  return counts;
 }
 
-int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
+  const bool exhaustive = job.method == SweepMethod::kExhaustive;
+  SweepCounts counts;
   const int64_t blocks_per_row = job.x.cols / kBlockSize;
   for (int64_t b = begin * blocks_per_row; b < end * blocks_per_row; ++b) {
     const HessianFactor& factor = job.factors[b % blocks_per_row];
     float w[kBlockSize];
     LoadBlock(job.x, b * kBlockSize, w);
-    const SweepWinner winner = job.method == SweepMethod::kExhaustive
-                                   ? HessianSweepExhaustive(w, *job.table, factor)
-                                   : HessianSweepPruned(w, BlockAmax(w), *job.table, factor);
+    const SweepWinner winner = exhaustive ? HessianSweepExhaustive(w, *job.table, factor)
+                                          : HessianSweepPruned(w, BlockAmax(w), *job.table, factor);
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.loss[b] = winner.loss;
-    evaluations += winner.evaluations;
+    counts.evaluations += winner.evaluations;
+    counts.near_ties += exhaustive && winner.near_tie;
   }
-  return evaluations;
+  return counts;
 }
 
-int64_t MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   for (int64_t b = begin; b < end; ++b) {
     float a[kBlockSize];
     const float amax = LoadMagnitudes(job.x, b, a);
@@ -182,9 +212,9 @@ int64_t MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t 
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.best_amax[b] = winner.block_amax;
     job.loss[b] = winner.loss;
-    evaluations += winner.evaluations;
+    counts.evaluations += winner.evaluations;
   }
-  return evaluations;
+  return counts;
 }
 
 }  // namespace
@@ -193,6 +223,9 @@ const CpuKernels& ScalarKernels() {
   static constexpr CpuKernels kKernels = {
       .name = "scalar",
       .max_magnitude = MaxMagnitude,
+      .block_magnitudes = BlockMagnitudes,
+      .raise_magnitudes = RaiseMagnitudes,
+      .hessian_chain = HessianChain,
       .encode_blocks = EncodeBlocks,
       .encode_tiles = EncodeTiles,
       .scale_sweep = ScaleSweep,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "quant/numerics/hessian_sum.h"
 #include "quant/numerics/hessian_sweep.h"
 #include "quant/numerics/philox.h"
 #include "quant/numerics/scale_rules.h"
@@ -503,6 +504,128 @@ uint32_t MaxMagnitude(DType dtype, const void* data, int64_t count) {
   return MaxBits<int16_t>(data, count, 0x7FFF);
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// The largest magnitude of each four consecutive words, which hold one element or two.
+template <bool kWide>
+HWY_INLINE VI LargestOf4Words(const int32_t* words) {
+  VI v[4];
+  hn::LoadInterleaved4(di, words, v[0], v[1], v[2], v[3]);
+  if constexpr (kWide) {
+    for (VI& word : v) word = hn::And(word, hn::Set(di, 0x7FFFFFFF));
+    return hn::Max(hn::Max(v[0], v[1]), hn::Max(v[2], v[3]));
+  } else {
+    const hn::Repartition<int16_t, DI> d16;
+    const auto magnitude = hn::Set(d16, 0x7FFF);
+    const auto halves = [&](VI word)
+                            HWY_ATTR { return hn::And(hn::BitCast(d16, word), magnitude); };
+    const VI largest = hn::BitCast(
+        di, hn::Max(hn::Max(halves(v[0]), halves(v[1])), hn::Max(halves(v[2]), halves(v[3]))));
+    return hn::Max(hn::And(largest, hn::Set(di, 0xFFFF)), hn::ShiftRight<16>(largest));
+  }
+}
+
+// The larger of every two neighbours of a and then of b.
+HWY_INLINE VI LargerOfPairs(VI a, VI b) {
+  return hn::Max(hn::ConcatEven(di, b, a), hn::ConcatOdd(di, b, a));
+}
+#endif
+
+void BlockMagnitudes(DType dtype, const void* data, int64_t blocks, uint32_t* largest) {
+  const bool wide = dtype == DType::kF32;
+  const char* bytes = static_cast<const char*>(data);
+  int64_t b = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if (reinterpret_cast<uintptr_t>(data) % 4 == 0) {
+    const int32_t* words = static_cast<const int32_t*>(data);
+    const int64_t step = 4 * Lanes();
+    for (; b + Lanes() <= blocks; b += Lanes()) {
+      VI block;
+      if (wide) {
+        const VI low =
+            LargerOfPairs(LargestOf4Words<true>(words), LargestOf4Words<true>(words + step));
+        const VI high = LargerOfPairs(LargestOf4Words<true>(words + 2 * step),
+                                      LargestOf4Words<true>(words + 3 * step));
+        block = LargerOfPairs(low, high);
+        words += 4 * step;
+      } else {
+        block = LargerOfPairs(LargestOf4Words<false>(words), LargestOf4Words<false>(words + step));
+        words += 2 * step;
+      }
+      hn::StoreU(hn::BitCast(du, block), du, largest + b);
+    }
+  }
+#endif
+  const int64_t block_bytes = kBlockSize * (wide ? 4 : 2);
+  for (; b < blocks; ++b) largest[b] = MaxMagnitude(dtype, bytes + b * block_bytes, kBlockSize);
+}
+
+template <typename T>
+void RaiseBits(const void* data, int64_t count, T mask, void* largest) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const T* p = static_cast<const T*>(data);
+  T* out = static_cast<T*>(largest);
+  const auto magnitude = hn::Set(d, mask);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto value = hn::And(hn::LoadU(d, p + i), magnitude);
+    hn::StoreU(hn::Max(hn::LoadU(d, out + i), value), d, out + i);
+  }
+  for (; i < count; ++i) out[i] = std::max<T>(out[i], p[i] & mask);
+}
+
+void RaiseMagnitudes(DType dtype, const void* data, int64_t count, void* largest) {
+  if (dtype == DType::kF32) return RaiseBits<int32_t>(data, count, 0x7FFFFFFF, largest);
+  RaiseBits<int16_t>(data, count, 0x7FFF, largest);
+}
+
+// --- Hessian accumulation -----------------------------------------------------------------------
+
+// Sixteen elements as float32, NaN and infinity included.
+HWY_INLINE void LoadChannels(DType dtype, const char* bytes, float* out) {
+  if (dtype == DType::kF32) {
+    std::memcpy(out, bytes, kBlockSize * sizeof(float));
+    return;
+  }
+  const hn::Rebind<uint16_t, DU> d16;
+  HWY_ALIGN uint16_t halves[kBlockSize];
+  std::memcpy(halves, bytes, sizeof(halves));
+  for (int64_t i = 0; i < kBlockSize; i += Lanes()) {
+    const VU bits = hn::PromoteTo(du, hn::Load(d16, halves + i));
+    VF value;
+    if (dtype == DType::kBf16) {
+      value = Bits(hn::ShiftLeft<16>(bits));
+    } else {
+      const auto finite = hn::Lt(hn::And(bits, hn::Set(du, 0x7FFFu)), hn::Set(du, 0x7C00u));
+      value = hn::IfThenElse(hn::RebindMask(df, finite), FloatFromF16Bits(bits),
+                             hn::Set(df, FloatFromBits(0x7FC00000u)));
+    }
+    hn::Store(value, df, out + i);
+  }
+}
+
+void HessianChain(const MatrixView& x, int64_t slice, int64_t first, int64_t last, float* sum) {
+  HWY_ALIGN float tokens[kHessianMaxChain * kBlockSize];
+  const int bytes = x.dtype == DType::kF32 ? 4 : 2;
+  const char* source = static_cast<const char*>(x.data) + slice * kBlockSize * bytes;
+  for (int64_t t = first; t < last; ++t) {
+    LoadChannels(x.dtype, source + t * x.cols * bytes, tokens + (t - first) * kBlockSize);
+  }
+  // Eight rows of a vector's columns at a time: their sums stay in registers.
+  constexpr int kRows = 8;
+  for (int64_t j = 0; j < kBlockSize; j += Lanes()) {
+    for (int64_t i = 0; i < j + Lanes() && i < kBlockSize; i += kRows) {
+      VF s[kRows];
+      for (int r = 0; r < kRows; ++r) s[r] = hn::LoadU(df, sum + (i + r) * kBlockSize + j);
+      for (const float* t = tokens; t < tokens + (last - first) * kBlockSize; t += kBlockSize) {
+        const VF v = hn::Load(df, t + j);
+        for (int r = 0; r < kRows; ++r) s[r] = Fma(hn::Set(df, t[i + r]), v, s[r]);
+      }
+      for (int r = 0; r < kRows; ++r) hn::StoreU(s[r], df, sum + (i + r) * kBlockSize + j);
+    }
+  }
+}
+
 // --- The sweep ----------------------------------------------------------------------------------
 
 // How a loss divides: as the definition does, or by the reciprocal, to within
@@ -610,14 +733,35 @@ HWY_INLINE VI WindowEnd(VI first) {
   return hn::Min(end, hn::Set(di, kE4m3Codes));
 }
 
-HWY_INLINE void SweepAll(const Stage& a, const SweepTable& table, Best& best) {
+// The second best of each lane, as SweepConsider has it.
+struct RunnerUp {
+  VF loss;
+
+  HWY_INLINE RunnerUp() : loss(hn::Set(df, FloatFromBits(0x7F800000u))) {}
+
+  // To be called before best.Take.
+  HWY_INLINE void Consider(MF wins, VF candidate_loss, const Best& best) {
+    const VF loser = hn::IfThenElse(wins, best.loss, candidate_loss);
+    loss = hn::IfThenElse(hn::Lt(loser, loss), loser, loss);
+  }
+  HWY_INLINE MF IsNear(const Best& best) const {
+    return hn::Le(loss, hn::Mul(best.loss, hn::Set(df, kSweepNearTie)));
+  }
+};
+
+// Returns the lanes that are near-ties.
+HWY_INLINE MF SweepAll(const Stage& a, const SweepTable& table, Best& best) {
   best.loss = Loss<true>(a, hn::Set(df, table.decode_scale[1]));
   best.code = hn::Set(di, 1);
+  RunnerUp runner_up;
   for (int k = 2; k <= kE4m3Codes; ++k) {
     const VF loss = Loss<true>(a, hn::Set(df, table.decode_scale[k]));
-    best.Take(hn::Lt(loss, best.loss), loss, hn::Set(di, k));
+    const MF wins = hn::Lt(loss, best.loss);
+    runner_up.Consider(wins, loss, best);
+    best.Take(wins, loss, hn::Set(di, k));
   }
   best.evaluations = hn::Set(di, kE4m3Codes);
+  return runner_up.IsNear(best);
 }
 
 // Follows SweepPruned. With reciprocals the losses are approximate: `runner_up` then has the second
@@ -693,6 +837,10 @@ HWY_INLINE int64_t SumLanes(VI v, int64_t lanes) {
   return sum;
 }
 
+HWY_INLINE int64_t CountLanes(MF mask, int64_t lanes) {
+  return SumLanes(hn::IfThenElseZero(hn::RebindMask(di, mask), hn::Set(di, 1)), lanes);
+}
+
 // All-zero blocks have loss 0 under every code and get the first. Blocks whose squares overflowed
 // everywhere in the window are left to `exhaustive`(lane).
 template <typename Exhaustive>
@@ -719,8 +867,8 @@ HWY_INLINE void FinishPruned(VF amax, int64_t lanes, Best& best, const Exhaustiv
   best.loss = hn::Load(df, losses);
 }
 
-int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   for (int64_t b = begin; b < end; b += Lanes()) {
     const int64_t lanes = std::min(Lanes(), end - b);
     Stage a;
@@ -728,7 +876,7 @@ int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
     const VF amax = TakeMagnitudes(a);
     Best best;
     if (job.method == SweepMethod::kExhaustive) {
-      SweepAll(a, *job.table, best);
+      counts.near_ties += CountLanes(SweepAll(a, *job.table, best), lanes);
     } else if (!job.table->prunable) {
       SweepAll(a, *job.table, best);
       const auto zero = hn::RebindMask(di, hn::Eq(amax, hn::Zero(df)));
@@ -743,13 +891,13 @@ int64_t ScaleSweep(const SweepJob& job, int64_t begin, int64_t end) {
     }
     StoreBytes(hn::BitCast(du, best.code), lanes, job.code + b);
     StoreFloats(best.loss, lanes, job.loss + b);
-    evaluations += SumLanes(best.evaluations, lanes);
+    counts.evaluations += SumLanes(best.evaluations, lanes);
   }
-  return evaluations;
+  return counts;
 }
 
-int64_t MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   const VF global_decode_scale = hn::Set(df, job.global_decode_scale);
   for (int64_t b = begin; b < end; b += Lanes()) {
     const int64_t lanes = std::min(Lanes(), end - b);
@@ -775,9 +923,9 @@ int64_t MultiplierSearch(const MultiplierJob& job, int64_t begin, int64_t end) {
     StoreBytes(hn::BitCast(du, best.code), lanes, job.code + b);
     StoreFloats(best_amax, lanes, job.best_amax + b);
     StoreFloats(best.loss, lanes, job.loss + b);
-    evaluations += SumLanes(best.evaluations, lanes);
+    counts.evaluations += SumLanes(best.evaluations, lanes);
   }
-  return evaluations;
+  return counts;
 }
 
 // --- The Hessian sweep: a lane is a row, all lanes share the slice's factor ----------------------
@@ -817,18 +965,28 @@ HWY_INLINE VF SaturationBound(const Stage& a, VF decode_scale, const HessianFact
   return bound;
 }
 
-HWY_INLINE void HessianSweepAll(const Stage& w, const SweepTable& table,
-                                const HessianFactor& factor, Best& best) {
+// Returns the lanes that are near-ties. A candidate is left where its sum exceeds the best loss so
+// far by more than a near-tie may. That loses none: the best loss only falls and multiplication is
+// monotone, so what exceeds the limit of its time, the sum returned and the whole loss alike,
+// exceeds the last limit, too; and what is within the last limit never exceeded one, so it was
+// computed to its end.
+HWY_INLINE MF HessianSweepAll(const Stage& w, const SweepTable& table, const HessianFactor& factor,
+                              Best& best) {
   const VF infinity = hn::Set(df, FloatFromBits(0x7F800000u));
   const MF every = hn::Eq(infinity, infinity);
   best.loss = HessianLoss(w, hn::Set(df, table.decode_scale[1]), factor, infinity, every);
   best.code = hn::Set(di, 1);
+  RunnerUp runner_up;
   for (int k = 2; k <= kE4m3Codes; ++k) {
     const VF scale = hn::Set(df, table.decode_scale[k]);
-    const VF loss = HessianLoss(w, scale, factor, best.loss, every);
-    best.Take(hn::Lt(loss, best.loss), loss, hn::Set(di, k));
+    const VF limit = hn::Mul(best.loss, hn::Set(df, kSweepNearTie));
+    const VF loss = HessianLoss(w, scale, factor, limit, every);
+    const MF wins = hn::Lt(loss, best.loss);
+    runner_up.Consider(wins, loss, best);
+    best.Take(wins, loss, hn::Set(di, k));
   }
   best.evaluations = hn::Set(di, kE4m3Codes);
+  return runner_up.IsNear(best);
 }
 
 // See HessianSweepPruned.
@@ -889,8 +1047,8 @@ HWY_INLINE void HessianSweepBounded(const Stage& w, VF amax, const SweepTable& t
   }
 }
 
-int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
-  int64_t evaluations = 0;
+SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
+  SweepCounts counts;
   const int64_t blocks_per_row = job.x.cols / kBlockSize;
   for (int64_t row = begin; row < end; row += Lanes()) {
     const int64_t lanes = std::min(Lanes(), end - row);
@@ -901,7 +1059,7 @@ int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
       const VF amax = Amax(w);
       Best best;
       if (job.method == SweepMethod::kExhaustive) {
-        HessianSweepAll(w, *job.table, factor, best);
+        counts.near_ties += CountLanes(HessianSweepAll(w, *job.table, factor, best), lanes);
       } else if (!job.table->prunable) {
         HessianSweepAll(w, *job.table, factor, best);
         const auto zero = hn::RebindMask(di, hn::Eq(amax, hn::Zero(df)));
@@ -923,16 +1081,19 @@ int64_t ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
         job.code[b] = static_cast<uint8_t>(codes[lane]);
         job.loss[b] = losses[lane];
       }
-      evaluations += SumLanes(best.evaluations, lanes);
+      counts.evaluations += SumLanes(best.evaluations, lanes);
     }
   }
-  return evaluations;
+  return counts;
 }
 
 const CpuKernels* Kernels() {
   static const CpuKernels kKernels = {
       .name = hwy::TargetName(HWY_TARGET),
       .max_magnitude = MaxMagnitude,
+      .block_magnitudes = BlockMagnitudes,
+      .raise_magnitudes = RaiseMagnitudes,
+      .hessian_chain = HessianChain,
       .encode_blocks = EncodeBlocks,
       .encode_tiles = EncodeTiles,
       .scale_sweep = ScaleSweep,

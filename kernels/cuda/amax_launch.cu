@@ -1,70 +1,33 @@
 #include <algorithm>
+#include <iterator>
 
+#include "kernels/cuda/amax_kernel.cuh"
 #include "kernels/cuda/amax_launch.h"
-#include "kernels/cuda/block_load.cuh"
 
 namespace nibble {
-namespace {
 
-constexpr int kThreads = 256;
-
-// Magnitudes compare as integers, NaN above infinity.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) AmaxKernel(const void* x, int64_t blocks, float* amax) {
-  unsigned largest = 0;
-  for (int64_t b = blockIdx.x * int64_t{kThreads} + threadIdx.x; b < blocks;
-       b += int64_t{gridDim.x} * kThreads) {
-    float a[kBlockSize];
-    LoadBlock<T>(x, b, a);
-#pragma unroll
-    for (int i = 0; i < kBlockSize; ++i) largest = max(largest, FloatBits(a[i]) & 0x7FFFFFFFu);
-  }
-  largest = __reduce_max_sync(0xFFFFFFFFu, largest);
-  if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<unsigned*>(amax), largest);
-}
-
-// A thread block is a row.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    RowAmaxKernel(const void* x, int64_t blocks_per_row, float* amax) {
-  __shared__ unsigned warps[kThreads / 32];
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blocks_per_row;
-  unsigned largest = 0;
-  for (int64_t b = threadIdx.x; b < blocks_per_row; b += kThreads) {
-    float a[kBlockSize];
-    LoadBlock<T>(x, first + b, a);
-#pragma unroll
-    for (int i = 0; i < kBlockSize; ++i) largest = max(largest, FloatBits(a[i]) & 0x7FFFFFFFu);
-  }
-  largest = __reduce_max_sync(0xFFFFFFFFu, largest);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = largest;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  largest = threadIdx.x < kThreads / 32 ? warps[threadIdx.x] : 0;
-  largest = __reduce_max_sync(0xFFFFFFFFu, largest);
-  if (threadIdx.x == 0) amax[blockIdx.x] = FloatFromBits(largest);
-}
-
-}  // namespace
-
-cudaError_t LaunchRowAmax(DType dtype, const void* x, int64_t rows, int64_t cols, float* amax,
-                          cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  return DispatchInput(dtype, [&](auto type) {
-    RowAmaxKernel<decltype(type)>
-        <<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(x, cols / kBlockSize, amax);
-  });
-}
-
-cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax,
+cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax, int config,
                        cudaStream_t stream) {
+  constexpr int kConfigs = static_cast<int>(std::size(kAmaxConfigs));
+  if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
   if (cudaError_t error = cudaMemsetAsync(amax, 0, sizeof(*amax), stream)) return error;
   if (blocks == 0) return cudaSuccess;
-  constexpr int64_t kMostThreadBlocks = 4096;
-  const int64_t grid = std::min((blocks + kThreads - 1) / kThreads, kMostThreadBlocks);
+  int device = 0, sms = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  if (cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) {
+    return error;
+  }
   return DispatchInput(dtype, [&](auto type) {
-    AmaxKernel<decltype(type)>
-        <<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(x, blocks, amax);
+    DispatchIndex<kConfigs>(config, [&](auto index) {
+      constexpr AmaxConfig kConfig = kAmaxConfigs[index];
+      const int64_t vectors = blocks * (dtype == DType::kF32 ? 4 : 2);
+      constexpr int kTile = kConfig.warps * 32 * kConfig.loads;
+      const int64_t grid =
+          std::min<int64_t>((vectors + kTile - 1) / kTile, int64_t{sms} * kConfig.thread_blocks);
+      AmaxKernel<decltype(type), kConfig.warps, kConfig.loads, kConfig.thread_blocks>
+          <<<static_cast<unsigned>(grid), kConfig.warps * 32, 0, stream>>>(
+              static_cast<const uint4*>(x), vectors, amax);
+    });
   });
 }
 

@@ -238,6 +238,31 @@ __device__ __forceinline__ bool EncodeFast(const float (&x)[kBlockSize], const B
   return true;
 }
 
+// The same as a call: by value, since what a reference points to would live in memory everywhere.
+struct Values {
+  float x[kBlockSize];
+};
+template <typename E, bool kTile>
+__device__ __noinline__ EncodedBlock EncodeOutOfLine(Values values, float amax, OuterScales outer,
+                                                     EncodeParams params, int64_t first_element,
+                                                     uint32_t given) {
+  return EncodeSlowly<E, kTile>(values.x, amax, outer, params, first_element, given);
+}
+
+template <typename E, bool kTile>
+__device__ __forceinline__ EncodedBlock Encode(const float (&x)[kBlockSize], float amax,
+                                               const OuterScales& outer, const EncodeParams& params,
+                                               int64_t first_element, uint32_t given) {
+  EncodedBlock block;
+  if (!EncodeFast<E, kTile, false>(x, {}, amax, outer, params, first_element, given, block)) {
+    Values values;
+#pragma unroll
+    for (int i = 0; i < kBlockSize; ++i) values.x[i] = x[i];
+    block = EncodeOutOfLine<E, kTile>(values, amax, outer, params, first_element, given);
+  }
+  return block;
+}
+
 }  // namespace block_encode_internal
 
 // Encodes a 1x16 block. amax: BlockMagnitude(x). first_element: index of x[0] in the quantized copy
@@ -249,12 +274,7 @@ __device__ __forceinline__ EncodedBlock EncodeBlock(const float (&x)[kBlockSize]
                                                     const OuterScales& outer,
                                                     const EncodeParams& params,
                                                     int64_t first_element, uint8_t given = 0) {
-  using namespace block_encode_internal;
-  EncodedBlock block;
-  if (!EncodeFast<E, false, false>(x, {}, amax, outer, params, first_element, given, block)) {
-    block = EncodeSlowly<E, false>(x, amax, outer, params, first_element, given);
-  }
-  return block;
+  return block_encode_internal::Encode<E, false>(x, amax, outer, params, first_element, given);
 }
 
 // Encodes a row of a 16x16 tile of the quantized copy. Lanes 0..15 hold one tile's rows in order,
@@ -265,12 +285,7 @@ __device__ __forceinline__ EncodedBlock EncodeTileRow(const float (&x)[kBlockSiz
                                                       const OuterScales& outer,
                                                       const EncodeParams& params,
                                                       int64_t first_element) {
-  using namespace block_encode_internal;
-  EncodedBlock block;
-  if (!EncodeFast<E, true, false>(x, {}, amax, outer, params, first_element, 0, block)) {
-    block = EncodeSlowly<E, true>(x, amax, outer, params, first_element, 0);
-  }
-  return block;
+  return block_encode_internal::Encode<E, true>(x, amax, outer, params, first_element, 0);
 }
 
 }  // namespace nibble

@@ -4,20 +4,25 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
+#include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/observe_launch.h"
 #include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
+#include "kernels/cuda/tunable_ops.h"
 
 namespace nibble {
 namespace {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, cudaStream_t stream, std::string name)
-      : device_(device), stream_(stream), name_(std::move(name)) {}
+  CudaBackend(int device, cudaStream_t stream, std::string name, std::vector<ConfigPicks> configs)
+      : device_(device), stream_(stream), name_(std::move(name)), configs_(std::move(configs)) {}
   ~CudaBackend() override {
     cudaSetDevice(device_);
     cudaStreamDestroy(stream_);
@@ -40,6 +45,10 @@ class CudaBackend final : public Backend {
   absl::StatusOr<DeviceBuffer<char>> Upload(const MatrixView& x) {
     return Upload(static_cast<const char*>(x.data), x.size() * DTypeBytes(x.dtype));
   }
+  // What tuning picked, or the default.
+  int ConfigOf(CudaOp op, DType dtype, int64_t blocks) const {
+    return configs_[static_cast<size_t>(op)](dtype, blocks);
+  }
   absl::Status Synchronize() {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
   }
@@ -48,7 +57,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
     NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), stream_));
+        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), /*config=*/0, stream_));
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -59,6 +68,64 @@ class CudaBackend final : public Backend {
   absl::StatusOr<float> DoAmax(const MatrixView& x) override {
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
     return AmaxOf(x, data.get());
+  }
+
+  absl::Status DoObserve(const MatrixView& x, Observation& result) override {
+    const ObserveParams& params = result.params;
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto row_amax, Allocate<float>(result.row_amax.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto column_amax, Allocate<float>(result.column_amax.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto block_amax, Allocate<float>(result.block_amax.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto histogram, Allocate<uint64_t>(result.histogram.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto non_finite, Allocate<NonFiniteCounts>(1));
+    const ObserveArgs args = {
+        .x = data.get(),
+        .rows = x.rows,
+        .cols = x.cols,
+        .amax = amax.get(),
+        .row_amax = params.row_amax ? row_amax.get() : nullptr,
+        .column_amax = params.column_amax ? column_amax.get() : nullptr,
+        .block_amax = params.block_amax ? block_amax.get() : nullptr,
+        .histogram = params.histogram ? histogram.get() : nullptr,
+        .non_finite = non_finite.get(),
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
+    NonFiniteCounts counts = {};
+    NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&result.amax));
+    NIBBLE_RETURN_IF_ERROR(row_amax.CopyTo(result.row_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(column_amax.CopyTo(result.column_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(block_amax.CopyTo(result.block_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(histogram.CopyTo(result.histogram.data()));
+    NIBBLE_RETURN_IF_ERROR(non_finite.CopyTo(&counts));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.nan_count = static_cast<int64_t>(counts.nan);
+    result.inf_count = static_cast<int64_t>(counts.inf);
+    result.first_non_finite = counts.first;
+    return absl::OkStatus();
+  }
+
+  absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) override {
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const auto sums, Upload(hessians.data(), hessians.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto workspace,
+                            Allocate<float>(AccumulateHessianWorkspace(x.rows, x.cols)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto bad_slice, Allocate<int64_t>(1));
+    const AccumulateHessianArgs args = {
+        .x = data.get(),
+        .tokens = x.rows,
+        .channels = x.cols,
+        .workspace = workspace.get(),
+        .hessians = sums.get(),
+        .bad_slice = bad_slice.get(),
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(x.dtype, args, /*config=*/0, stream_));
+    int64_t slice = -1;
+    NIBBLE_RETURN_IF_ERROR(bad_slice.CopyTo(&slice));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    if (slice >= 0) return HessianSumError(x, slice);
+    NIBBLE_RETURN_IF_ERROR(sums.CopyTo(hessians.data()));
+    return Synchronize();
   }
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
@@ -73,8 +140,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    SweepCounts totals;
+    NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     const ScaleSweepArgs args = {
         .x = data.get(),
         .blocks = blocks,
@@ -85,17 +152,21 @@ class CudaBackend final : public Backend {
         .code = code.get(),
         .best_amax = best_amax.get(),
         .loss = loss.get(),
-        .evaluations = evaluations.get(),
+        .counts = counts.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweep(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
     result.code.resize(blocks);
     result.best_amax.resize(blocks);
     result.loss.resize(blocks);
     NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
     NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
-    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
-    return Synchronize();
+    NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.evaluations = totals.evaluations;
+    result.near_ties = totals.near_ties;
+    return absl::OkStatus();
   }
 
   static EncodeMethod MethodOf(const QuantizeParams& params) {
@@ -123,8 +194,9 @@ class CudaBackend final : public Backend {
     if (x.size() == 0) return absl::OkStatus();
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Upload(out.amax, out.layout.amax_count()));
     if (params.scheme == Scheme::kPerToken) {
-      NIBBLE_CUDA_RETURN_IF_ERROR(
-          LaunchRowAmax(x.dtype, data.get(), x.rows, x.cols, amax.get(), stream_));
+      const ObserveArgs args = {
+          .x = data.get(), .rows = x.rows, .cols = x.cols, .row_amax = amax.get()};
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
       NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
     }
     QuantizeArgs args = {
@@ -179,10 +251,49 @@ class CudaBackend final : public Backend {
     return Synchronize();
   }
 
+  absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
+                                  const MutablePackedView& out, SweptTensor& result) override {
+    const int64_t blocks = out.layout.blocks();
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
+    out.amax[0] = params.global_amax.value_or(amax);
+    NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(out.amax, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepTables>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto packed, Allocate<uint8_t>(out.layout.packed_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<double>(1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto group_sums, Allocate<double>(blocks / kLossGroup + 1));
+    SweepCounts totals;
+    NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
+    const ScaleSweepArgs args = {
+        .x = data.get(),
+        .blocks = blocks,
+        .global_amax = g.get(),
+        .bound = static_cast<float>(params.e4m3_max),
+        .exhaustive = params.method == SweepMethod::kExhaustive,
+        .tables = tables.get(),
+        .code = out.layout.swizzled ? nullptr : scale.get(),
+        .counts = counts.get(),
+        .encode = {.packed = packed.get(),
+                   .swizzled_scale = out.layout.swizzled ? scale.get() : nullptr,
+                   .blocks_per_row = out.layout.blocks_per_row(),
+                   .loss_sum = loss.get(),
+                   .group_sums = group_sums.get()},
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
+    NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
+    NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
+    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(&result.loss));
+    NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.evaluations = totals.evaluations;
+    return absl::OkStatus();
+  }
+
   static absl::Status NotYet(const char* what) {
     return absl::UnimplementedError(absl::StrCat(
-        "backend: expected amax, the plain sweep or a row-wise quantization on cuda, got ", what,
-        ": use --backend cpu"));
+        "backend: expected another operation on cuda, got ", what, ": use --backend cpu"));
   }
   absl::Status DoDequantize(const PackedView&, DType, void*) override {
     return NotYet("dequantize");
@@ -198,27 +309,18 @@ class CudaBackend final : public Backend {
   const int device_;
   const cudaStream_t stream_;
   const std::string name_;
+  const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-  cudaGetLastError();
-  if (device >= count) {
-    return absl::UnavailableError(
-        absl::StrCat("backend: expected a CUDA device of this machine, "
-                     "which has ",
-                     count, ", got cuda:", device));
-  }
-  cudaDeviceProp properties;
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, const TuningStore& tuning) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string name, UseCudaDevice(device));
   cudaStream_t stream;
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, device));
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return std::make_unique<CudaBackend>(device, stream,
-                                       absl::StrCat("cuda:", device, " (", properties.name, ")"));
+                                       absl::StrCat("cuda:", device, " (", name, ")"),
+                                       CudaConfigPicks(name, tuning));
 }
 
 }  // namespace nibble

@@ -8,8 +8,9 @@
 
 namespace nibble {
 
-// Which definition is linked decides whether the build has CUDA.
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device);
+// `tuning`: picks before the shipped ones. Which definition is linked decides whether the build has
+// CUDA.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, const TuningStore& tuning);
 
 }  // namespace nibble
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,6 +25,23 @@ inline absl::Status CudaStatus(cudaError_t error, const char* what) {
 
 #define NIBBLE_CUDA_RETURN_IF_ERROR(expression) \
   NIBBLE_RETURN_IF_ERROR(::nibble::CudaStatus((expression), #expression))
+
+// The device's name, once it is that of the calling thread. Unavailable where this machine has no
+// such device.
+inline absl::StatusOr<std::string> UseCudaDevice(int device) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  cudaGetLastError();
+  if (device >= count) {
+    return absl::UnavailableError(
+        absl::StrCat("backend: expected a CUDA device of this machine, which has ", count,
+                     ", got cuda:", device));
+  }
+  cudaDeviceProp properties;
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, device));
+  return std::string(properties.name);
+}
 
 // Device memory, freed in the order of its stream.
 template <typename T>

@@ -1,26 +1,91 @@
+#include <algorithm>
 #include <iterator>
 
 #include "kernels/cuda/scale_sweep_kernel.cuh"
 #include "kernels/cuda/scale_sweep_launch.h"
 
 namespace nibble {
+namespace {
+
+constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
+
+struct Device {
+  int multiprocessors = 0, shared_bytes = 0;
+};
+
+cudaError_t QueryDevice(Device* device) {
+  int id = 0;
+  if (cudaError_t error = cudaGetDevice(&id)) return error;
+  if (cudaError_t error =
+          cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id)) {
+    return error;
+  }
+  return cudaDeviceGetAttribute(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+}
+
+}  // namespace
 
 cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config,
                              cudaStream_t stream) {
-  constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
   if (config < 0 || config >= kConfigs) return cudaErrorInvalidValue;
-  if (args.blocks == 0) return cudaSuccess;
-  return DispatchInput(dtype, [&](auto type) {
-    MakeScaleSweepTables<<<1, 128, 0, stream>>>(args.global_amax, args.bound, args.tables);
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+  const ScaleSweepEncodeArgs& encode = args.encode;
+  if (args.blocks == 0) {
+    if (encode.loss_sum == nullptr) return cudaSuccess;
+    return cudaMemsetAsync(encode.loss_sum, 0, sizeof(double), stream);
+  }
+  if (encode.packed != nullptr && encode.swizzled_scale != nullptr) {
+    const int64_t bytes = SwizzledBytes(args.blocks / encode.blocks_per_row, encode.blocks_per_row);
+    if (bytes != args.blocks) {  // there is padding
+      if (cudaError_t error = cudaMemsetAsync(encode.swizzled_scale, 0, bytes, stream)) {
+        return error;
+      }
+    }
+  }
+  Device device;
+  if (cudaError_t error = QueryDevice(&device)) return error;
+  cudaError_t attribute_error = cudaSuccess;
+  const cudaError_t error = DispatchInput(dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int kThreads = 128;
+    MakeScaleSweepTables<std::is_same_v<T, Bf16>>
+        <<<4 * 8 * kBoundCells / kThreads, kThreads, 0, stream>>>(args.global_amax, args.bound,
+                                                                  args.tables);
+    const auto launch = [&](auto index, auto encode) {
       constexpr int kWarps = kScaleSweepConfigs[index].warps;
       constexpr int kBlocksPerThread = kScaleSweepConfigs[index].blocks_per_thread;
-      constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32 * kBlocksPerThread;
-      const int64_t grid = (args.blocks + kPerThreadBlock - 1) / kPerThreadBlock;
-      ScaleSweepKernel<decltype(type), kWarps, kBlocksPerThread>
-          <<<static_cast<unsigned>(grid), kWarps * 32, 0, stream>>>(args, args.tables);
+      constexpr int kShared = sizeof(ScaleSweepShared<kWarps, kBlocksPerThread>);
+      if (kShared > device.shared_bytes) return false;
+      const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread, encode>;
+      attribute_error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+      if (attribute_error != cudaSuccess) return true;
+      constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
+      const int64_t grid = std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock,
+                                             device.multiprocessors);
+      // Starts beside the kernel that makes the tables and waits for it inside.
+      cudaLaunchAttribute overlap = {};
+      overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      overlap.val.programmaticStreamSerializationAllowed = 1;
+      cudaLaunchConfig_t launch_config = {};
+      launch_config.gridDim = static_cast<unsigned>(grid);
+      launch_config.blockDim = kWarps * 32;
+      launch_config.dynamicSmemBytes = kShared;
+      launch_config.stream = stream;
+      launch_config.attrs = &overlap;
+      launch_config.numAttrs = 1;
+      cudaLaunchKernelEx(&launch_config, kernel, args);
+      return true;
+    };
+    DispatchIndex<kConfigs>(config, [&](auto index) {
+      constexpr std::integral_constant<int, kConfigs - 1> kFitsEverywhere;
+      if (args.encode.packed != nullptr) {
+        if (!launch(index, std::true_type())) launch(kFitsEverywhere, std::true_type());
+      } else {
+        if (!launch(index, std::false_type())) launch(kFitsEverywhere, std::false_type());
+      }
     });
   });
+  return attribute_error != cudaSuccess ? attribute_error : error;
 }
 
 }  // namespace nibble

@@ -57,20 +57,21 @@ NIBBLE_HD bool IsZeroOrInRange(float magnitude) {
 
 // --- Rounding to E2M1 ---------------------------------------------------------------------------
 
-// E2M1 magnitude nearest to |v|, ties to even, for v and the result in units, |v| < 7 units.
-// 2^22 * m has its last place at the grid's step at m, so subtracting it from |v| rounds |v| to
-// that step, and adding it back is exact. m is just above 1 at least, since below 2^22 the last
-// place would be half a step. A tie's own mantissa is even, and so is that of the least m: an even
-// sum is an even code.
-NIBBLE_HD float RoundE2m1Unsaturated(float v) {
-  const float m = MaxNumber(Abs(v), (1.0f + 0x1p-22f) * kCodeUnit);
+// E2M1 magnitude nearest to |v|, ties to even, for v and the result in multiples of `unit`, a power
+// of two, and |v| < 7 units. 2^22 * m has its last place at the grid's step at m, so subtracting it
+// from |v| rounds |v| to that step, and adding it back is exact. m is just above 1 at least, since
+// below 2^22 the last place would be half a step. A tie's own mantissa is even, and so is that of
+// the least m: an even sum is an even code.
+NIBBLE_HD float RoundE2m1Unsaturated(float v, float unit) {
+  const float m = MaxNumber(Abs(v), (1.0f + 0x1p-22f) * unit);
   return FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, Abs(v)));
 }
 
 // Any v; saturates.
-NIBBLE_HD float RoundE2m1Unit(float v) {
-  return RoundE2m1Unsaturated(MinNumber(Abs(v), kE2m1Max * kCodeUnit));
+NIBBLE_HD float RoundE2m1(float v, float unit = 1.0f) {
+  return RoundE2m1Unsaturated(MinNumber(Abs(v), kE2m1Max * unit), unit);
 }
+NIBBLE_HD float RoundE2m1Unit(float v) { return RoundE2m1(v, kCodeUnit); }
 
 // Indices of four magnitudes in units, << 1, a byte each.
 NIBBLE_HD uint32_t IndexBytes(float q0, float q1, float q2, float q3) {
@@ -259,7 +260,7 @@ NIBBLE_HD BlockCodes EncodeCodes(const float (&x)[kBlockSize],
   for (int i = 0; i < kBlockSize; ++i) {
     const float v = scaler(x[i]);
     sign[i] = scaler.Sign(x[i], v);
-    q[i] = kRule == Rule::kRuntime ? RoundE2m1Unsaturated(v) : RoundE2m1Unit(v);
+    q[i] = kRule == Rule::kRuntime ? RoundE2m1Unsaturated(v, kCodeUnit) : RoundE2m1Unit(v);
   }
   return JoinBlock(BlockIndexBytes(q), kSignsKnown ? signs : BlockSignBytes(sign));
 }
@@ -353,8 +354,8 @@ NIBBLE_HD CandidateSums SumCandidates(const float (&x)[kBlockSize],
   float q6[kBlockSize], q4[kBlockSize];
   NIBBLE_UNROLL
   for (int i = 0; i < kBlockSize; ++i) {
-    q6[i] = RoundE2m1Unsaturated(scaler6(x[i]));
-    q4[i] = RoundE2m1Unsaturated(scaler4(x[i]));
+    q6[i] = RoundE2m1Unsaturated(scaler6(x[i]), kCodeUnit);
+    q4[i] = RoundE2m1Unsaturated(scaler4(x[i]), kCodeUnit);
     error6[i % 2] = AddDifference<kMetric>(error6[i % 2], FmaRn(q6[i], worth6, -Abs(x[i])));
     error4[i % 2] = AddDifference<kMetric>(error4[i % 2], FmaRn(q4[i], worth4, -Abs(x[i])));
   }

@@ -39,6 +39,7 @@ NIBBLE_HD float FloatFromBits(uint32_t bits) {
 // The one place in the tree that asks which side it is compiled for, and which device.
 #if defined(__CUDA_ARCH__)
 #define NIBBLE_DEVICE_CODE 1
+#define NIBBLE_CUDA_ARCH __CUDA_ARCH__  // 900 for compute capability 9.0
 #else
 #define NIBBLE_DEVICE_CODE 0
 #endif
@@ -69,6 +70,7 @@ NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
 }
 #else
+#define NIBBLE_CUDA_ARCH 0
 NIBBLE_HD float AddRn(float a, float b) { return a + b; }
 NIBBLE_HD float SubRn(float a, float b) { return a - b; }
 NIBBLE_HD float MulRn(float a, float b) { return a * b; }

@@ -32,8 +32,8 @@ enum class HessianDefect : uint8_t { kNone, kNotFinite, kNotSymmetric, kNotPosit
 // Factors H (row-major, symmetric, positive semidefinite up to the rounding of float32 sums).
 inline HessianDefect FactorHessian(const float h[kBlockSize * kBlockSize], HessianFactor* factor) {
   constexpr int n = kBlockSize;
-  // A pivot below this share of its diagonal element is rounding noise of float32 entries: the term is
-  // dropped.
+  // A pivot below this share of its diagonal element is rounding noise of float32 entries: the term
+  // is dropped.
   constexpr double kNoise = 0x1p-23;
   double a[n][n], lower[n][n] = {};
   for (int i = 0; i < n; ++i) {
@@ -174,10 +174,12 @@ NIBBLE_HD SweepWinner HessianSweepExhaustive(const float w[kBlockSize], const Sw
   const float infinity = FloatFromBits(0x7F800000u);
   SweepWinner best = {1, HessianCandidateLoss(w, table.decode_scale[1], factor, infinity),
                       kE4m3Codes};
+  float runner_up = infinity;
   for (int k = 2; k <= kE4m3Codes; ++k) {
     const float loss = HessianCandidateLoss(w, table.decode_scale[k], factor, infinity);
-    if (loss < best.loss) best = {k, loss, kE4m3Codes};
+    SweepConsider(k, loss, best, runner_up);
   }
+  best.near_tie = runner_up <= MulRn(best.loss, kSweepNearTie);
   return best;
 }
 

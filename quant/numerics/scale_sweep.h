@@ -55,7 +55,14 @@ NIBBLE_HD SweepTable MakeSweepTable(float g, float bound) {
 struct SweepWinner {
   int code;
   float loss;
-  int evaluations;  // candidates whose loss was computed
+  int evaluations;        // candidates whose loss was computed
+  bool near_tie = false;  // see kSweepNearTie; of exhaustive searches only
+};
+
+// Over many blocks.
+struct SweepCounts {
+  int64_t evaluations = 0;
+  int64_t near_ties = 0;
 };
 
 // Adds the squared error of one element, a = |w|, to a running sum.
@@ -74,14 +81,52 @@ NIBBLE_HD float SweepLoss(const float a[kBlockSize], float decode_scale) {
   return AddRn(even, odd);
 }
 
+// A block is a near-tie where the loss of its runner-up is at most the best one times this: within
+// 1e-6, relatively. There a search that is exact only up to rounding may find another winner.
+inline constexpr float kSweepNearTie = 1.0f + 1e-6f;
+
+// One step of an exhaustive search: runner_up = min(runner_up, max(best, loss)).
+NIBBLE_HD void SweepConsider(int k, float loss, SweepWinner& best, float& runner_up) {
+  if (loss < best.loss) {
+    runner_up = best.loss;
+    best.loss = loss;
+    best.code = k;
+  } else if (loss < runner_up) {
+    runner_up = loss;
+  }
+}
+
 // The definition.
 NIBBLE_HD SweepWinner SweepExhaustive(const float a[kBlockSize], const SweepTable& table) {
   SweepWinner best = {1, SweepLoss(a, table.decode_scale[1]), kE4m3Codes};
+  float runner_up = FloatFromBits(0x7F800000u);
   for (int k = 2; k <= kE4m3Codes; ++k) {
-    const float loss = SweepLoss(a, table.decode_scale[k]);
-    if (loss < best.loss) best = {k, loss, kE4m3Codes};
+    SweepConsider(k, SweepLoss(a, table.decode_scale[k]), best, runner_up);
   }
+  best.near_tie = runner_up <= MulRn(best.loss, kSweepNearTie);
   return best;
+}
+
+// The sum of all blocks' losses, in an order that devices can keep: groups of 32 blocks are added
+// as a tree (block i with i + 16, then i + 8, ...), group j goes to sum j % kLossSums, in rising
+// order of j, and these sums are added as a tree in turn. Missing blocks count as 0.
+inline constexpr int kLossGroup = 32;
+inline constexpr int kLossSums = 1024;
+
+inline double SumSweepLosses(const float* loss, int64_t blocks) {
+  double sums[kLossSums] = {};
+  for (int64_t first = 0; first < blocks; first += kLossGroup) {
+    double group[kLossGroup] = {};
+    for (int i = 0; i < kLossGroup && first + i < blocks; ++i) group[i] = loss[first + i];
+    for (int half = kLossGroup / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) group[i] += group[i + half];
+    }
+    sums[first / kLossGroup % kLossSums] += group[0];
+  }
+  for (int half = kLossSums / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
 }
 
 // The first code whose grid reaches the block's largest element, 6 * s_k >= amax; 127 if none does.
@@ -139,8 +184,9 @@ NIBBLE_HD SweepWinner SweepPruned(const float a[kBlockSize], float amax, const S
 // The product and the quotient lie within 2^-22 of each other, relatively, so a different q means
 // that |w| / s is that near to the middle T of two neighbours q1 < q2: |d| then differs by at most
 // 4 T / (q2 - q1) * 2^-22 <= 14 * 2^-22, its square by twice that, 7e-6. A search may use
-// reciprocals as long as it decides by divisions what is nearer than this, and wherever the best loss is below
-// kSweepFilterFloor: squares near the subnormal range are rounded absolutely, not relatively.
+// reciprocals as long as it decides by divisions what is nearer than this, and wherever the best
+// loss is below kSweepFilterFloor: squares near the subnormal range are rounded absolutely, not
+// relatively.
 inline constexpr float kSweepFilterTolerance = 0x1p-16f;
 inline constexpr float kSweepFilterFloor = 0x1p-90f;
 

@@ -33,6 +33,7 @@ using ::nibble::testing::Tensor;
 using ::nibble::testing::TensorOf;
 using ::nibble::testing::Write;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 using Args = std::vector<std::string>;
@@ -127,8 +128,11 @@ class NibbleTest : public ::testing::Test {
 
 TEST_F(NibbleTest, SaysWhatItIs) {
   EXPECT_THAT(Nibble({"--version"}).out, StartsWith("0."));
-  for (const Args& args :
-       {Args{"--help"}, {"tensor", "--help"}, {"tensor", "quantize", "--help"}, {"demo", "-h"}}) {
+  for (const Args& args : {Args{"--help"},
+                           {"tensor", "--help"},
+                           {"tensor", "quantize", "--help"},
+                           {"demo", "-h"},
+                           {"tune", "-h"}}) {
     const ProcessResult result = Nibble(args);
     EXPECT_EQ(result.exit_code, 0) << Line(args);
     EXPECT_THAT(result.out, HasSubstr("Usage: nibble"));
@@ -243,6 +247,12 @@ TEST_F(NibbleTest, SweepsWithEachOption) {
       EXPECT_EQ(out.tensors["scale2"].dtype, DType::kF32);
     }
   }
+}
+
+TEST_F(NibbleTest, AnExhaustiveSweepReportsNearTies) {
+  Write(in_, {TensorOf("w", DType::kBf16, {2, 16}, std::vector<float>(32, 0.0f))});
+  EXPECT_THAT(Nibble(Sweep("w", {"--method", "exhaustive"})).out, HasSubstr(", 2 near-ties, "));
+  EXPECT_THAT(Nibble(Sweep("w")).out, Not(HasSubstr("near-ties")));
 }
 
 TEST_F(NibbleTest, DequantizesToBothTypes) {
@@ -362,6 +372,14 @@ TEST_F(NibbleTest, WrongArgumentsExit2) {
       {{"inspect", in_, "another"}, "another"},
       {{"demo", "--rows", "0"}, "--rows"},
       {{"demo", "--cols", "8"}, "--cols"},
+      {{"tune", "--ops", "scale_sweep,nothing"}, "ops: expected some of scale_sweep"},
+      {{"tune", "--ops", ""}, "ops: expected some of scale_sweep"},
+      {{"tune", "--device", "cpu"}, "--device: expected cuda:N, got \"cpu\""},
+      {{"tune", "--device", "0"}, "--device: expected cuda:N"},
+      {{"tune", "--shapes", "512x500"}, "a multiple of 16, at most 2^48 elements, got \"512x500\""},
+      {{"tune", "--shapes", "512x512,x"}, "got \"x\""},
+      {{"tune", "--shapes", "512x512,513x512"}, "got 512x512 and 513x512"},
+      {{"tune", "--out", folder_.path()}, "a regular file"},
   };
   for (const auto& c : kCases) ExpectFailure(c.args, kWrongArguments, c.piece);
 }
@@ -401,6 +419,7 @@ TEST_F(NibbleTest, BadDataExits3) {
       {{"tensor", "dequantize", in_, "--out", out_}, "nibble.packed.1"},
       {{"tensor", "dequantize", cut, "--out", out_}, "bytes that follow the header"},
       {{"inspect", cut}, "bytes that follow the header"},
+      {{"tune", "--out", cut}, "cut:1: first line: expected nibble tuning 1, got "},
   };
   for (const auto& c : kCases) ExpectFailure(c.args, kBadData, c.piece);
 }
@@ -420,6 +439,8 @@ TEST_F(NibbleTest, OtherFailuresExit1) {
       {{"tensor", "quantize", in_, "--tensor", "w", "--out", missing + "/out"}, missing + "/out"},
       {{"tensor", "sweep", in_, "--tensor", "w", "--out", missing + "/out"}, missing + "/out"},
       {{"tensor", "quantize", in_, "--tensor", "w", "--out", "/proc/out"}, "/proc/out"},
+      {{"tune", "--device", "cuda:99", "--out", missing + "/out"},
+       "tune on a machine that has one"},
   };
   for (const auto& c : kCases) ExpectFailure(c.args, kFailed, c.piece);
 }
@@ -471,7 +492,20 @@ TEST_F(NibbleTest, KilledInTheMiddleOfTheWorkLeavesNothing) {
   EXPECT_FALSE(fs::exists(out_));
 }
 
-// Killed as soon as the temporary appears, the new file is there whole or not at all.
+// Whether the process has a file of the folder open that is none of `known`: one that it is
+// writing, under a temporary name or under none.
+bool IsWriting(const Process& process, const std::string& folder, const Args& known) {
+  std::error_code error, ended;
+  fs::directory_iterator open_file("/proc/" + std::to_string(process.pid()) + "/fd", error);
+  for (; !error && open_file != fs::directory_iterator(); open_file.increment(error)) {
+    const std::string file = fs::read_symlink(open_file->path(), ended).string();
+    const bool is_known = std::find(known.begin(), known.end(), file) != known.end();
+    if (file.rfind(folder + "/", 0) == 0 && !is_known) return true;
+  }
+  return false;
+}
+
+// Killed as soon as it begins to write, the new file is there whole or not at all.
 TEST_F(NibbleTest, KilledInTheMiddleOfTheWriteLeavesTheOldFileOrTheNew) {
   Write(in_, {TensorOf("w", DType::kBf16, {2048, 4096}, std::vector<float>(2048 * 4096, 1.25f))});
   ExpectSuccess(Quantize("w"));
@@ -480,7 +514,7 @@ TEST_F(NibbleTest, KilledInTheMiddleOfTheWriteLeavesTheOldFileOrTheNew) {
   for (int round = 0; round < 5; ++round) {
     PutFile(out_, "old");
     Process process(Args{NIBBLE_PROGRAM} + Quantize("w"));
-    while (!process.HasEnded() && folder_.Names().size() < 3) {
+    while (!process.HasEnded() && !IsWriting(process, folder_.path(), {in_, out_})) {
     }
     process.Kill();
     process.Wait();

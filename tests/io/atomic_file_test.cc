@@ -1,16 +1,24 @@
 #include "io/atomic_file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -18,6 +26,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "io/file_descriptor.h"
 
 namespace nibble {
 namespace {
@@ -57,6 +66,13 @@ class AtomicFileTest : public ::testing::Test {
   }
   using List = std::vector<std::string>;
 
+  // Whether the folder can hold files that have no name yet.
+  bool HasUnnamedFiles() const {
+    return FileDescriptor(open(folder_.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600)).is_open();
+  }
+  // How many names a file that is being written has.
+  size_t TemporaryNames() const { return HasUnnamedFiles() ? 0 : 1; }
+
   std::string folder_;
 };
 
@@ -67,8 +83,10 @@ TEST_F(AtomicFileTest, AppearsOnlyAtCommit) {
   const std::vector<std::byte> bytes = {std::byte{0}, std::byte{255}};
   ASSERT_TRUE(file->Append(bytes).ok());
   EXPECT_FALSE(fs::exists(Path("out")));
-  ASSERT_EQ(Names().size(), 1u);
-  EXPECT_EQ(Names()[0].rfind("out.partial-" + std::to_string(getpid()) + "-", 0), 0u);
+  ASSERT_EQ(Names().size(), TemporaryNames());
+  for (const std::string& name : Names()) {
+    EXPECT_EQ(name.rfind("out.partial-" + std::to_string(getpid()) + "-", 0), 0u) << name;
+  }
   ASSERT_TRUE(file->Commit().ok());
   EXPECT_EQ(Names(), List{"out"});
   EXPECT_EQ(ReadBack(Path("out")), std::string("hello, \0\xff", 9));
@@ -127,7 +145,7 @@ TEST_F(AtomicFileTest, Moves) {
   EXPECT_EQ(a->Commit().code(), absl::StatusCode::kFailedPrecondition);
   ASSERT_TRUE(moved.Append("2").ok());
   *b = std::move(moved);  // what b was writing is dropped
-  ASSERT_EQ(Names().size(), 1u);
+  ASSERT_EQ(Names().size(), TemporaryNames());
   ASSERT_TRUE(b->Append("3").ok());
   ASSERT_TRUE(b->Commit().ok());
   EXPECT_EQ(ReadBack(Path("a")), "123");
@@ -146,19 +164,48 @@ TEST_F(AtomicFileTest, SeveralAtOnceDoNotCollide) {
 }
 
 TEST_F(AtomicFileTest, StepsOverATemporaryLeftByADeadProcess) {
-  std::string stale;
-  {
-    auto probe = AtomicFile::Create(Path("out"));
-    ASSERT_TRUE(probe.ok());
-    stale = Names()[0];
+  ASSERT_TRUE(WriteFileAtomically(Path("out"), "old").ok());
+  constexpr size_t kStale = 300;  // more than the counter can have reached
+  for (size_t i = 0; i < kStale; ++i) {
+    std::ofstream(Path("out.partial-" + std::to_string(getpid()) + "-" + std::to_string(i)))
+        << "stale";
   }
-  const size_t dash = stale.rfind('-');
-  const int next = std::stoi(stale.substr(dash + 1)) + 1;
-  const std::string taken = stale.substr(0, dash + 1) + std::to_string(next);
-  std::ofstream(Path(taken)) << "stale";
   ASSERT_TRUE(WriteFileAtomically(Path("out"), "new").ok());
-  EXPECT_EQ(ReadBack(Path("out")), "new");
-  EXPECT_EQ(ReadBack(Path(taken)), "stale");
+  const List names = Names();
+  EXPECT_EQ(names.size(), kStale + 1);
+  for (const std::string& name : names) {
+    EXPECT_EQ(ReadBack(Path(name)), name == "out" ? "new" : "stale") << name;
+  }
+}
+
+// A process that dies between Create and Commit, by a signal that it does not see coming.
+TEST_F(AtomicFileTest, LeavesNothingWhenKilled) {
+  if (!HasUnnamedFiles()) GTEST_SKIP() << "no unnamed files on this file system";
+  ASSERT_TRUE(WriteFileAtomically(Path("old"), "old").ok());
+  for (int signal : {SIGKILL, SIGTERM, SIGINT}) {
+    int ready[2];
+    ASSERT_EQ(pipe(ready), 0);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      auto fresh = AtomicFile::Create(Path("new"));
+      auto replacing = AtomicFile::Create(Path("old"));
+      if (!fresh.ok() || !replacing.ok()) _exit(1);
+      if (!fresh->Append("half").ok() || !replacing->Append("half").ok()) _exit(2);
+      if (write(ready[1], "", 1) != 1) _exit(3);
+      for (;;) pause();
+    }
+    close(ready[1]);
+    char byte;
+    EXPECT_EQ(read(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    EXPECT_EQ(kill(child, signal), 0);
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == signal) << status;
+    EXPECT_EQ(Names(), List{"old"});
+    EXPECT_EQ(ReadBack(Path("old")), "old");
+  }
 }
 
 TEST_F(AtomicFileTest, WritesALargeFile) {
@@ -326,6 +373,43 @@ TEST_F(AtomicFileTest, SameFileFollowsLinks) {
   EXPECT_EQ(SameFile(Path("missing"), Path("missing")).value(), false);
   EXPECT_EQ(SameFile(Path("a/below"), Path("a")).value(), false);
   EXPECT_FALSE(SameFile(Path(std::string(300, 'n')), Path("a")).ok());
+}
+
+// --- Without unnamed files ----------------------------------------------------------------------
+
+// Makes the system answer as a file system without unnamed files does, from now on and after exec.
+bool ForbidUnnamedFiles() {
+  constexpr uint32_t kFlag = O_TMPFILE & ~O_DIRECTORY;
+  sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[2])),  // the flags' low half
+      BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, kFlag, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EOPNOTSUPP),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program = {std::size(code), code};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0 &&
+         open("/tmp", O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600) < 0 && errno == EOPNOTSUPP;
+}
+
+// All of the above once more, but what only unnamed files promise.
+TEST(AtomicFileFallbackTest, HoldsWithoutUnnamedFiles) {
+  constexpr int kCannotForbid = 100;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (!ForbidUnnamedFiles()) _exit(kCannotForbid);
+    execl("/proc/self/exe", "atomic_file_test",
+          "--gtest_filter=AtomicFileTest.*-*.LeavesNothingWhenKilled", nullptr);
+    _exit(kCannotForbid);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kCannotForbid) GTEST_SKIP() << "may not filter system calls";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/params.h"
+#include "tests/testing/random_bits.h"
 
 namespace nibble {
 namespace {
@@ -16,6 +17,7 @@ namespace {
 using ::nibble::testing::AllParams;
 using ::nibble::testing::Describe;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::RandomBits;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
 
@@ -55,6 +57,7 @@ class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
     EXPECT_TRUE(SameBytes(expected->loss, actual->loss)) << "loss";
     EXPECT_TRUE(SameBytes(expected->best_amax, actual->best_amax)) << "best_amax";
     EXPECT_EQ(expected->evaluations, actual->evaluations);
+    EXPECT_EQ(expected->near_ties, actual->near_ties);
   }
 };
 
@@ -176,6 +179,76 @@ TEST_P(ConformanceTest, HessianSweeps) {
   }
 }
 
+// One block at a time, in every lane, so that a lane's flag shows in the count.
+TEST_P(ConformanceTest, NearTiesBlockByBlock) {
+  constexpr int64_t kCopies = 16;
+  const auto exhaustive = [](float g) {
+    return ScaleSweepParams{SweepMethod::kExhaustive, 448, g};
+  };
+  // All but the last channel weigh so little that candidates which agree in that one (q = 3 under
+  // twice the scale of q = 6) differ by some 1e-6: their partial sums, which begin with it, end
+  // before, within and after a near-tie's reach.
+  std::vector<float> h(256, 0.0f);
+  for (int i = 0; i < 16; ++i) h[i * 17] = i == 15 ? 1.0f : 3e-8f;
+  int64_t near_ties[2] = {}, blocks = 0;
+  for (Distribution d : {Distribution::kNormal, Distribution::kOnGrid, Distribution::kUniform}) {
+    const std::vector<float> values = SyntheticValues(d, 300 * 16, 6);
+    for (int64_t b = 0; b < 300; ++b, ++blocks) {
+      SCOPED_TRACE(std::string(NameOf(d)) + " " + std::to_string(b));
+      std::vector<float> copies;
+      for (int64_t i = 0; i < kCopies; ++i) {
+        copies.insert(copies.end(), &values[b * 16], &values[b * 16] + 16);
+      }
+      const MatrixView one = {copies.data(), DType::kF32, 1, 16};
+      const MatrixView many = {copies.data(), DType::kF32, kCopies, 16};
+      const float g = 3.0f + 0.01f * static_cast<float>(b);
+      const int64_t plain = scalar_->ScaleSweep(exhaustive(g), one)->near_ties;
+      const int64_t weighted = scalar_->ScaleSweepHessian(exhaustive(g), one, h)->near_ties;
+      EXPECT_EQ(simd_->ScaleSweep(exhaustive(g), many)->near_ties, kCopies * plain);
+      EXPECT_EQ(simd_->ScaleSweepHessian(exhaustive(g), many, h)->near_ties, kCopies * weighted);
+      near_ties[0] += plain;
+      near_ties[1] += weighted;
+    }
+  }
+  for (int64_t count : near_ties) {
+    EXPECT_GT(count, 0);
+    EXPECT_LT(count, blocks);
+  }
+  // Counted by the exhaustive method only, even where the pruned one must search exhaustively:
+  // under g = 0 all candidates are alike.
+  const std::vector<float> ones(16, 1.0f);
+  const MatrixView x = {ones.data(), DType::kF32, 1, 16};
+  const ScaleSweepParams pruned = {SweepMethod::kPruned, 448, 0.0f};
+  for (Backend* backend : {scalar_.get(), simd_.get()}) {
+    EXPECT_EQ(backend->ScaleSweep(exhaustive(0.0f), x)->near_ties, 1);
+    EXPECT_EQ(backend->ScaleSweep(pruned, x)->near_ties, 0);
+    EXPECT_EQ(backend->ScaleSweepHessian(exhaustive(0.0f), x, h)->near_ties, 1);
+    EXPECT_EQ(backend->ScaleSweepHessian(pruned, x, h)->near_ties, 0);
+  }
+}
+
+TEST_P(ConformanceTest, AccumulatedHessians) {
+  for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
+    for (DType dtype : kDTypes) {
+      SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " + std::string(DTypeName(dtype)));
+      const Tensor x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
+      std::vector<float> expected(5 * 256, 0.25f), actual = expected;
+      ASSERT_TRUE(scalar_->AccumulateHessian(x.view, expected).ok());
+      ASSERT_TRUE(simd_->AccumulateHessian(x.view, actual).ok());
+      EXPECT_TRUE(SameBytes(expected, actual));
+    }
+  }
+}
+
+TEST_P(ConformanceTest, Observations) {
+  for (DType dtype : kDTypes) {
+    const std::vector<std::byte> bits = RandomBits(70 * 1040 * DTypeBytes(dtype), 1);
+    const MatrixView x = {bits.data(), dtype, 70, 1040};
+    EXPECT_EQ(*scalar_->Observe({true, true, true, true}, x),
+              *simd_->Observe({true, true, true, true}, x));
+  }
+}
+
 TEST_P(ConformanceTest, ThreadsChangeNothing) {
   // Large enough for several pieces of work.
   const Tensor x(Distribution::kOutliers, DType::kBf16, 272, 4096);
@@ -202,6 +275,12 @@ TEST_P(ConformanceTest, ThreadsChangeNothing) {
     ExpectSameSweep(one->MultiplierSearch({}, x.view), many->MultiplierSearch({}, x.view));
     ExpectSameSweep(one->ScaleSweepHessian({}, x.view, identity),
                     many->ScaleSweepHessian({}, x.view, identity));
+    std::vector<float> h1(256 * 256, 0.5f), h2 = h1;
+    ASSERT_TRUE(one->AccumulateHessian(x.view, h1).ok());
+    ASSERT_TRUE(many->AccumulateHessian(x.view, h2).ok());
+    EXPECT_TRUE(SameBytes(h1, h2));
+    const ObserveParams everything = {true, true, true, true};
+    EXPECT_EQ(*one->Observe(everything, x.view), *many->Observe(everything, x.view));
     const PackedTensor packed = *one->Quantize({}, x.view);
     std::vector<float> a(x.view.size()), b(x.view.size());
     ASSERT_TRUE(one->Dequantize(packed.view(), DType::kF32, a.data()).ok());

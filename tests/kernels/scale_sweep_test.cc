@@ -1,12 +1,11 @@
-// Pruning is exact: the pruned searches against the exhaustive ones, block by block, on more than
-// ten million blocks each, losses compared as bits.
+// Pruning is exact: the pruned searches against the exhaustive ones, block by block, in more than
+// ten million searches each, losses compared as bits.
 #include <cmath>
 #include <cstdio>
-#include <mutex>
+#include <iterator>
 #include <string>
 #include <vector>
 
-#include "base/parallel_for.h"
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
 #include "tests/testing/backends.h"
@@ -24,30 +23,29 @@ constexpr Distribution kData[] = {Distribution::kNormal,    Distribution::kLapla
                                   Distribution::kOneHot,    Distribution::kZero};
 constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
-// Calls body(name, x, params) for every kind of data, type, ratio of g to the data's amax and
-// bound.
+constexpr float kRatios[] = {1.0f, 4.0f, 0.3f};  // of g to the data's amax
+constexpr int kBounds[] = {448, 256};
+
+// Calls body(distribution, name, x, params) for every kind of data, type, ratio and bound.
 template <typename Body>
-int64_t ForEachCase(Backend& backend, int64_t rows, int64_t cols, const Body& body) {
-  int64_t blocks = 0;
+void ForEachCase(Backend& backend, int64_t rows, int64_t cols, const Body& body) {
   for (Distribution distribution : kData) {
     const std::vector<float> values = SyntheticValues(distribution, rows * cols, 11);
     for (DType dtype : kDTypes) {
       const std::vector<std::byte> bytes = ToBytes(values, dtype);
       const MatrixView x = {bytes.data(), dtype, rows, cols};
       const float amax = *backend.Amax(x);
-      for (float ratio : {1.0f, 4.0f, 0.3f}) {
-        for (int e4m3_max : {448, 256}) {
+      for (float ratio : kRatios) {
+        for (int e4m3_max : kBounds) {
           ScaleSweepParams params = {SweepMethod::kPruned, e4m3_max, amax * ratio};
           const std::string name = std::string(NameOf(distribution)) + " " +
                                    std::string(DTypeName(dtype)) + " g=" + std::to_string(ratio) +
                                    "*amax, " + std::to_string(e4m3_max);
-          body(name, x, params);
-          blocks += x.size() / kBlockSize;
+          body(distribution, name, x, params);
         }
       }
     }
   }
-  return blocks;
 }
 
 void ExpectSameWinners(const std::string& name, const absl::StatusOr<SweepResult>& exhaustive,
@@ -59,50 +57,60 @@ void ExpectSameWinners(const std::string& name, const absl::StatusOr<SweepResult
   EXPECT_LE(pruned->evaluations, exhaustive->evaluations) << name;
 }
 
-// Blocks whose runner-up's loss is within 1e-6 of the best, relatively: those where pruning could
-// differ if it were exact only up to rounding.
-int64_t CountNearTies(const MatrixView& x, const SweepTable& table, int64_t every) {
-  static ThreadPool pool;
-  std::atomic<int64_t> near{0};
-  pool.ParallelFor(x.size() / kBlockSize / every, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float a[kBlockSize];
-      LoadBlock(x, i * every * kBlockSize, a);
-      for (float& v : a) v = Abs(v);
-      float best = INFINITY, second = INFINITY;
-      for (int k = 1; k <= kE4m3Codes; ++k) {
-        const float loss = SweepLoss(a, table.decode_scale[k]);
-        second = Min(second, Max(best, loss));
-        best = Min(best, loss);
-      }
-      near += second <= best * (1 + 1e-6f);
+// What ForEachCase has compared so far.
+struct Comparison {
+  int64_t searches = 0, evaluations = 0, near_ties = 0;
+  int64_t near_ties_of[kEnumNames<Distribution>.size()] = {};
+
+  // Sweep(params) searches the case's data.
+  template <typename Sweep>
+  void Compare(Distribution distribution, const std::string& name, ScaleSweepParams params,
+               const Sweep& sweep) {
+    const absl::StatusOr<SweepResult> pruned = sweep(params);
+    params.method = SweepMethod::kExhaustive;
+    const absl::StatusOr<SweepResult> exhaustive = sweep(params);
+    ASSERT_NO_FATAL_FAILURE(ExpectSameWinners(name, exhaustive, pruned));
+    searches += static_cast<int64_t>(pruned->code.size());
+    evaluations += pruned->evaluations;
+    near_ties += exhaustive->near_ties;
+    near_ties_of[static_cast<size_t>(distribution)] += exhaustive->near_ties;
+  }
+
+  void Print() const {
+    constexpr int64_t kPairs = std::size(kRatios) * std::size(kBounds);
+    std::printf(
+        "%lld blocks, each with %lld pairs of g and bound: %lld searches, %s different; %.2f "
+        "evaluations per search; %lld near-ties:",
+        static_cast<long long>(searches / kPairs), static_cast<long long>(kPairs),
+        static_cast<long long>(searches), ::testing::Test::HasFailure() ? "some" : "none",
+        static_cast<double>(evaluations) / searches, static_cast<long long>(near_ties));
+    for (Distribution d : kData) {
+      std::printf(" %s %lld", NameOf(d).data(),
+                  static_cast<long long>(near_ties_of[static_cast<size_t>(d)]));
     }
-  });
-  return near;
-}
+    std::printf("\n");
+  }
+
+  // Ties must have been among every kind of data, or nobody has looked where pruning is delicate.
+  void ExpectNearTies() const {
+    for (Distribution d : kData) {
+      EXPECT_GE(near_ties_of[static_cast<size_t>(d)], 100) << NameOf(d);
+    }
+  }
+};
 
 TEST(ScaleSweepTest, PrunedIsExhaustive) {
   const auto backend = MakeCpuBackend({});
-  constexpr int64_t kSample = 64;
-  int64_t near_ties = 0, evaluations = 0;
-  const int64_t blocks = ForEachCase(
-      *backend, 64, 14336,
-      [&](const std::string& name, const MatrixView& x, ScaleSweepParams params) {
-        const auto pruned = backend->ScaleSweep(params, x);
-        params.method = SweepMethod::kExhaustive;
-        ExpectSameWinners(name, backend->ScaleSweep(params, x), pruned);
-        evaluations += pruned->evaluations;
-        const float bound = static_cast<float>(params.e4m3_max);
-        near_ties += CountNearTies(x, MakeSweepTable(*params.global_amax, bound), kSample);
-      });
-  EXPECT_GE(blocks, 10'000'000);
-  std::printf(
-      "%lld blocks, none different; %.2f evaluations per block; near-ties in a sample of "
-      "every %lldth block: %lld\n",
-      static_cast<long long>(blocks), static_cast<double>(evaluations) / blocks,
-      static_cast<long long>(kSample), static_cast<long long>(near_ties));
-  // Ties must have been among them, or this test has not looked where pruning is delicate.
-  EXPECT_GT(near_ties, 1000);
+  Comparison all;
+  ForEachCase(*backend, 64, 14336,
+              [&](Distribution distribution, const std::string& name, const MatrixView& x,
+                  const ScaleSweepParams& params) {
+                all.Compare(distribution, name, params,
+                            [&](const ScaleSweepParams& p) { return backend->ScaleSweep(p, x); });
+              });
+  all.Print();
+  all.ExpectNearTies();
+  EXPECT_GE(all.searches, 10'000'000);
 }
 
 TEST(ScaleSweepTest, TenEvaluationsOnOrdinaryData) {
@@ -155,19 +163,18 @@ TEST(ScaleSweepHessianTest, PrunedIsExhaustive) {
   for (Activations kind : {Activations::kIid, Activations::kCorrelated,
                            Activations::kChannelOutliers, Activations::kSingular}) {
     const std::vector<float> hessians = MakeHessians(kind, 64);
-    int64_t evaluations = 0;
-    const int64_t blocks = ForEachCase(
-        *backend, 224, 1024,
-        [&](const std::string& name, const MatrixView& x, ScaleSweepParams params) {
-          const auto pruned = backend->ScaleSweepHessian(params, x, hessians);
-          params.method = SweepMethod::kExhaustive;
-          ExpectSameWinners(name, backend->ScaleSweepHessian(params, x, hessians), pruned);
-          evaluations += pruned->evaluations;
-        });
-    std::printf("%s activations: %lld blocks, none different; %.2f evaluations per block\n",
-                names[static_cast<int>(kind)], static_cast<long long>(blocks),
-                static_cast<double>(evaluations) / blocks);
-    total += blocks;
+    Comparison all;
+    ForEachCase(*backend, 224, 1024,
+                [&](Distribution distribution, const std::string& name, const MatrixView& x,
+                    const ScaleSweepParams& params) {
+                  all.Compare(distribution, name, params, [&](const ScaleSweepParams& p) {
+                    return backend->ScaleSweepHessian(p, x, hessians);
+                  });
+                });
+    std::printf("%s activations: ", names[static_cast<int>(kind)]);
+    all.Print();
+    all.ExpectNearTies();
+    total += all.searches;
   }
   EXPECT_GE(total, 10'000'000);
 }

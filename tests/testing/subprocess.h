@@ -55,6 +55,7 @@ class Process {
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
 
+  pid_t pid() const { return pid_; }
   void Kill() { kill(pid_, SIGKILL); }
 
   bool HasEnded() const {

@@ -19,6 +19,7 @@ using ::nibble::testing::DeviceArray;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
+using ::nibble::testing::SamePacked;
 
 class CudaScaleSweepTest : public CudaTest {
  protected:
@@ -44,7 +45,10 @@ TEST_F(CudaScaleSweepTest, SweepsEveryDistribution) {
             const ScaleSweepParams params = {method, e4m3_max, g};
             const auto actual = cuda_->ScaleSweep(params, x);
             ASSERT_TRUE(actual.ok()) << actual.status();
-            ExpectSame(*cpu_->ScaleSweep(params, x), *actual);
+            const SweepResult expected = *cpu_->ScaleSweep(params, x);
+            ExpectSame(expected, *actual);
+            EXPECT_EQ(expected.near_ties, actual->near_ties);
+            EXPECT_GT(actual->evaluations, method == SweepMethod::kExhaustive ? 0 : -1);
           }
         }
       }
@@ -108,7 +112,6 @@ TEST_F(CudaScaleSweepTest, EveryConfigReplaysFromAGraph) {
           .code = code.get(),
           .best_amax = best_amax.get(),
           .loss = loss.get(),
-          .evaluations = nullptr,
       };
       ReplayFromGraph(
           [&](cudaStream_t stream) {
@@ -121,6 +124,73 @@ TEST_F(CudaScaleSweepTest, EveryConfigReplaysFromAGraph) {
       EXPECT_TRUE(SameBytes(expected.code, code.Get()));
       EXPECT_TRUE(SameBytes(expected.best_amax, best_amax.Get()));
       EXPECT_TRUE(SameBytes(expected.loss, loss.Get()));
+    }
+  }
+}
+
+TEST_F(CudaScaleSweepTest, EncodesInTheSamePass) {
+  for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
+    for (DType dtype : kInputDTypes) {
+      for (int64_t rows : {0, 1, 128, 333}) {
+        SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " +
+                     std::string(DTypeName(dtype)) + " " + std::to_string(rows));
+        const std::vector<std::byte> bytes =
+            ToBytes(SyntheticValues(static_cast<Distribution>(d), rows * 208, d + 1), dtype);
+        const MatrixView x = {bytes.data(), dtype, rows, 208};
+        const float amax = *cpu_->Amax(x);
+        for (float g : {amax, 4 * amax, 0.3f * amax}) {
+          for (bool swizzle : {false, true}) {
+            const ScaleSweepParams params = {SweepMethod::kPruned, swizzle ? 256 : 448, g};
+            const auto expected = cpu_->SweepAndQuantize(params, x, swizzle);
+            const auto actual = cuda_->SweepAndQuantize(params, x, swizzle);
+            ASSERT_TRUE(expected.ok() && actual.ok()) << actual.status();
+            EXPECT_TRUE(SamePacked(expected->packed, actual->packed));
+            EXPECT_EQ(expected->loss, actual->loss);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaScaleSweepTest, EveryConfigEncodesFromAGraph) {
+  constexpr int64_t kRows = 130, kCols = 48 * 16, kBlocks = kRows * 48;
+  const std::vector<float> first = SyntheticValues(Distribution::kNormal, kBlocks * 16, 1);
+  const std::vector<float> second = SyntheticValues(Distribution::kStudentT5, kBlocks * 16, 2);
+  for (DType dtype : kInputDTypes) {
+    const std::vector<std::byte> before = ToBytes(first, dtype), after = ToBytes(second, dtype);
+    const SweptTensor expected = *cpu_->SweepAndQuantize({}, {after.data(), dtype, kRows, kCols},
+                                                         /*swizzle=*/true);
+    for (size_t config = 0; config < std::size(kScaleSweepConfigs); ++config) {
+      SCOPED_TRACE(config);
+      DeviceArray<std::byte> x(before);
+      DeviceArray<float> g(1);
+      DeviceArray<uint8_t> packed(kBlocks * 8), scale(expected.packed.scale.size());
+      DeviceArray<double> loss(1), group_sums(kBlocks / kLossGroup + 1);
+      DeviceArray<ScaleSweepTables> tables(1);
+      scale.Fill(0xAB);
+      const ScaleSweepArgs args = {
+          .x = x.get(),
+          .blocks = kBlocks,
+          .global_amax = g.get(),
+          .tables = tables.get(),
+          .encode = {.packed = packed.get(),
+                     .swizzled_scale = scale.get(),
+                     .blocks_per_row = 48,
+                     .loss_sum = loss.get(),
+                     .group_sums = group_sums.get()},
+      };
+      ReplayFromGraph(
+          [&](cudaStream_t stream) {
+            return LaunchScaleSweep(dtype, args, static_cast<int>(config), stream);
+          },
+          [&] {
+            x.Set(after);
+            g.Set(expected.packed.amax);
+          });
+      EXPECT_TRUE(SameBytes(expected.packed.packed, packed.Get()));
+      EXPECT_TRUE(SameBytes(expected.packed.scale, scale.Get()));
+      EXPECT_EQ(expected.loss, loss.Get()[0]);
     }
   }
 }

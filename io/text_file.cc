@@ -1,0 +1,39 @@
+#include "io/text_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/status.h"
+#include "io/file_descriptor.h"
+
+namespace nibble {
+
+absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t most) {
+  // O_NONBLOCK: a named pipe without a writer must not hang us.
+  FileDescriptor file(
+      RetryOnInterrupt([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+  if (!file.is_open()) return ErrnoStatus(path, "open");
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) return ErrnoStatus(path, "stat");
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
+                                                   ToAbsl(FileKind(info.st_mode))));
+  }
+  std::string text(most + 1, '\0');  // the size that fstat told may be old by now
+  size_t size = 0;
+  while (size < text.size()) {
+    const ssize_t got =
+        RetryOnInterrupt([&] { return read(file.get(), text.data() + size, text.size() - size); });
+    if (got < 0) return ErrnoStatus(path, "read");
+    if (got == 0) break;
+    size += static_cast<size_t>(got);
+  }
+  if (size > most) {
+    return absl::DataLossError(absl::StrCat(path, ": expected at most ", most, " bytes, got more"));
+  }
+  text.resize(size);
+  return text;
+}
+
+}  // namespace nibble
