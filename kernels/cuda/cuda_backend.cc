@@ -59,6 +59,11 @@ class CudaBackend final : public Backend {
   int ConfigOf(CudaOp op, DType dtype, int64_t blocks) const {
     return configs_[static_cast<size_t>(op)](dtype, blocks);
   }
+  CopyConfigs CopyConfigsOf(const MatrixView& x) const {
+    const int64_t blocks = x.size() / kBlockSize;
+    return {.amax = ConfigOf(CudaOp::kCopyAmax, x.dtype, blocks),
+            .encode = ConfigOf(CudaOp::kCopyEncode, x.dtype, blocks)};
+  }
   absl::Status Synchronize() {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
   }
@@ -191,7 +196,8 @@ class CudaBackend final : public Backend {
           .loss = loss.get(),
           .counts = counts.get(),
       };
-      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(x.dtype, args, /*config=*/0, stream_));
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(
+          x.dtype, args, ConfigOf(CudaOp::kScaleSweepHessian, x.dtype, blocks), stream_));
       // The copy from host_factors may still be under way.
       NIBBLE_RETURN_IF_ERROR(Synchronize());
     }
@@ -247,7 +253,7 @@ class CudaBackend final : public Backend {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
     const CopyRequest none, copy = {&params, out};
     return QuantizeCopies(x, group_rows, params.columnwise ? none : copy,
-                          params.columnwise ? copy : none, stream_);
+                          params.columnwise ? copy : none, CopyConfigsOf(x), stream_);
   }
 
   absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
@@ -262,9 +268,10 @@ class CudaBackend final : public Backend {
                               const MutablePackedView& rowwise,
                               const MutablePackedView& columnwise) override {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
-    NIBBLE_ASSIGN_OR_RETURN(const bool finite,
-                            QuantizeCopies(x, {&x.rows, 1}, {&params.rowwise, {&rowwise, 1}},
-                                           {&params.columnwise, {&columnwise, 1}}, stream_));
+    NIBBLE_ASSIGN_OR_RETURN(
+        const bool finite,
+        QuantizeCopies(x, {&x.rows, 1}, {&params.rowwise, {&rowwise, 1}},
+                       {&params.columnwise, {&columnwise, 1}}, CopyConfigsOf(x), stream_));
     return finite ? absl::OkStatus()
                   : MakeCpuBackend({})->QuantizeBoth(params, x, rowwise, columnwise);
   }
@@ -294,7 +301,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
     args.packed = packed.get();
     args.scale = scale.get();
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchQuantize(args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchQuantize(
+        args, ConfigOf(CudaOp::kQuantize, args.dtype, out.layout.blocks()), stream_));
     NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
     NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
     return Synchronize();
@@ -326,7 +334,8 @@ class CudaBackend final : public Backend {
         .loss = loss.get(),
         .evaluations = evaluations.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMultiplierSearch(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMultiplierSearch(
+        x.dtype, args, ConfigOf(CudaOp::kMultiplierSearch, x.dtype, blocks), stream_));
     result.code.resize(blocks);
     result.best_amax.resize(blocks);
     result.loss.resize(blocks);
@@ -367,7 +376,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto values,
                             Allocate<char>(in.args.blocks() * kBlockSize * DTypeBytes(dtype)));
     const DequantizeArgs args = {.in = in.args, .out = values.get()};
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchDequantize(dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchDequantize(
+        dtype, args, ConfigOf(CudaOp::kDequantize, dtype, in.args.blocks()), stream_));
     NIBBLE_RETURN_IF_ERROR(values.CopyTo(out));
     return Synchronize();
   }
@@ -379,7 +389,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto device_totals, Allocate<ErrorTotals>(1));
     const MeasureErrorArgs args = {
         .x = data.get(), .packed = in.args, .totals = device_totals.get()};
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMeasureError(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMeasureError(
+        x.dtype, args, ConfigOf(CudaOp::kMeasureError, x.dtype, in.args.blocks()), stream_));
     ErrorTotals totals;
     NIBBLE_RETURN_IF_ERROR(device_totals.CopyTo(&totals));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -405,7 +416,9 @@ class CudaBackend final : public Backend {
         .per_row = row_decode_scale.size() > 1,
         .per_col = col_decode_scale.size() > 1,
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchPostScale(d.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchPostScale(
+        d.dtype, args, ConfigOf(CudaOp::kPostScale, d.dtype, d.rows * d.cols / kBlockSize),
+        stream_));
     NIBBLE_RETURN_IF_ERROR(data.CopyTo(d.data));
     return Synchronize();
   }

@@ -80,7 +80,7 @@ absl::StatusOr<bool> AllFinite(const DeviceBuffer<float>& maxima, cudaStream_t s
 
 absl::StatusOr<bool> QuantizeCopies(const MatrixView& x, std::span<const int64_t> group_rows,
                                     const CopyRequest& rowwise, const CopyRequest& columnwise,
-                                    cudaStream_t stream) {
+                                    const CopyConfigs& configs, cudaStream_t stream) {
   if (x.size() == 0) {
     for (const CopyRequest* request : {&rowwise, &columnwise}) {
       for (const MutablePackedView& out : request->out) {
@@ -130,8 +130,8 @@ absl::StatusOr<bool> QuantizeCopies(const MatrixView& x, std::span<const int64_t
     amax_args.column_rht = columnwise.params->rht;
     encode_args.column = column_copy->Args(*columnwise.params);
   }
-  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyAmax(x.dtype, amax_args, /*config=*/0, stream));
-  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyEncode(x.dtype, encode_args, /*config=*/0, stream));
+  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyAmax(x.dtype, amax_args, configs.amax, stream));
+  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyEncode(x.dtype, encode_args, configs.encode, stream));
   NIBBLE_ASSIGN_OR_RETURN(bool finite, AllFinite(source, stream));
   if (finite && row_copy) {
     NIBBLE_ASSIGN_OR_RETURN(finite, AllFinite(row_copy->maxima, stream));

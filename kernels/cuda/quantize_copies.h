@@ -21,12 +21,18 @@ struct CopyRequest {
   std::span<const MutablePackedView> out = {};
 };
 
+// Launch shapes: indices of kCopyAmaxConfigs and kCopyEncodeConfigs.
+struct CopyConfigs {
+  int amax = 0;
+  int encode = 0;
+};
+
 // Requests are as Backend checks them. False, and nothing of use in `out`, where x or a rotated
 // copy of it has elements that are not finite: the CPU's backend says which. The device of `stream`
 // is current.
 absl::StatusOr<bool> QuantizeCopies(const MatrixView& x, std::span<const int64_t> group_rows,
                                     const CopyRequest& rowwise, const CopyRequest& columnwise,
-                                    cudaStream_t stream);
+                                    const CopyConfigs& configs, cudaStream_t stream);
 
 }  // namespace nibble
 
