@@ -28,6 +28,13 @@ struct MatrixView {
   int64_t size() const { return rows * cols; }
 };
 
+struct MutableMatrixView {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
 // Sees a tensor of any rank as [product of the leading dimensions, last dimension].
 // FailedPrecondition unless the last dimension is a positive multiple of 16 and the type is bf16,
 // fp16 or fp32.

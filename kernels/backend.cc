@@ -9,11 +9,14 @@
 namespace nibble {
 namespace {
 
+absl::Status CheckDType(DType dtype) {
+  if (IsQuantizable(dtype)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("dtype: expected BF16, F16 or F32, got ", ToAbsl(DTypeName(dtype))));
+}
+
 absl::Status CheckMatrix(const MatrixView& x) {
-  if (!IsQuantizable(x.dtype)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("dtype: expected BF16, F16 or F32, got ", ToAbsl(DTypeName(x.dtype))));
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckDType(x.dtype));
   int64_t size;
   if (x.rows < 0 || x.cols <= 0 || x.cols % kBlockSize != 0 ||
       __builtin_mul_overflow(x.rows, x.cols, &size)) {
@@ -44,9 +47,7 @@ absl::Status CheckGlobalAmax(const std::optional<float>& global_amax) {
   return Validate(params);
 }
 
-absl::Status CheckQuantize(const QuantizeParams& params, const MatrixView& x) {
-  NIBBLE_RETURN_IF_ERROR(Validate(params));
-  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+absl::Status CheckShape(const QuantizeParams& params, const MatrixView& x) {
   if (params.scheme == Scheme::kTile2d && x.rows % kBlockSize != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("shape: expected a multiple of 16 rows under tile_2d, got ", x.rows));
@@ -57,6 +58,64 @@ absl::Status CheckQuantize(const QuantizeParams& params, const MatrixView& x) {
         "shape: expected a positive multiple of 16 rows for a column-wise copy, got ", x.rows));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckPackedAmax(const PackedView& packed) {
+  for (int64_t i = 0; i < packed.layout.amax_count(); ++i) {
+    if (!(packed.amax[i] >= 0.0f) || !IsFinite(packed.amax[i])) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "amax: expected finite numbers that are not negative, got ", packed.amax[i]));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckQuantize(const QuantizeParams& params, const MatrixView& x) {
+  NIBBLE_RETURN_IF_ERROR(Validate(params));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  return CheckShape(params, x);
+}
+
+absl::Status CheckLayout(const QuantizeParams& params, const MatrixView& x,
+                         const PackedLayout& layout) {
+  if (layout == LayoutOf(params, x.rows, x.cols)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "out: expected the layout that LayoutOf gives for these "
+      "parameters and this shape, got another");
+}
+
+// Calls body(group, its rows of x) until one fails, and says in which.
+template <typename Body>
+absl::Status ForGroups(const MatrixView& x, std::span<const int64_t> group_rows, const Body& body) {
+  MatrixView group = x;
+  for (size_t i = 0; i < group_rows.size(); ++i) {
+    group.rows = group_rows[i];
+    NIBBLE_RETURN_IF_ERROR(Annotate(body(i, group), absl::StrCat("group ", i)));
+    group.data = static_cast<const char*>(group.data) + group.size() * DTypeBytes(x.dtype);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGrouped(const QuantizeParams& params, const MatrixView& x,
+                          std::span<const int64_t> group_rows) {
+  NIBBLE_RETURN_IF_ERROR(Validate(params));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
+  int64_t left = x.rows;
+  for (int64_t rows : group_rows) {
+    if (rows < 0 || rows > left) {
+      left = -1;
+      break;
+    }
+    left -= rows;
+  }
+  if (left != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "group_rows: expected numbers that are not negative and add up to the matrix's ", x.rows,
+        " rows, got others"));
+  }
+  return ForGroups(x, group_rows, [&](size_t, const MatrixView& group) {
+    return group.rows == 0 ? absl::OkStatus() : CheckShape(params, group);
+  });
 }
 
 }  // namespace
@@ -70,6 +129,12 @@ absl::Status Backend::NonFiniteError(const MatrixView& x) {
   return absl::FailedPreconditionError(absl::StrCat("values: expected finite numbers, got ", count,
                                                     " NaN or infinite, the first at row ",
                                                     first / x.cols, ", column ", first % x.cols));
+}
+
+absl::Status Backend::NonFinitePackedError(int64_t blocks) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("packed: expected scales and maxima that give finite values, got ", blocks,
+                   " blocks with NaN or infinite ones"));
 }
 
 absl::Status Backend::HessianSumError(const MatrixView& x, int64_t slice) {
@@ -121,12 +186,65 @@ absl::StatusOr<PackedTensor> Backend::Quantize(const QuantizeParams& params, con
 absl::Status Backend::Quantize(const QuantizeParams& params, const MatrixView& x,
                                const MutablePackedView& out) {
   NIBBLE_RETURN_IF_ERROR(CheckQuantize(params, x));
-  if (!(out.layout == LayoutOf(params, x.rows, x.cols))) {
-    return absl::InvalidArgumentError(
-        "out: expected the layout that LayoutOf gives for these "
-        "parameters and this shape, got another");
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckLayout(params, x, out.layout));
   return DoQuantize(params, x, out);
+}
+
+absl::Status Backend::QuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                                   const MutablePackedView& rowwise,
+                                   const MutablePackedView& columnwise) {
+  if (params.rowwise.columnwise || !params.columnwise.columnwise) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "columnwise: expected false of the row-wise copy and true of the column-wise one, got ",
+        params.rowwise.columnwise, " and ", params.columnwise.columnwise));
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckQuantize(params.rowwise, x));
+  NIBBLE_RETURN_IF_ERROR(CheckQuantize(params.columnwise, x));
+  NIBBLE_RETURN_IF_ERROR(CheckLayout(params.rowwise, x, rowwise.layout));
+  NIBBLE_RETURN_IF_ERROR(CheckLayout(params.columnwise, x, columnwise.layout));
+  return DoQuantizeBoth(params, x, rowwise, columnwise);
+}
+
+absl::Status Backend::DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                                     const MutablePackedView& rowwise,
+                                     const MutablePackedView& columnwise) {
+  NIBBLE_RETURN_IF_ERROR(DoQuantize(params.rowwise, x, rowwise));
+  return DoQuantize(params.columnwise, x, columnwise);
+}
+
+absl::StatusOr<std::vector<PackedTensor>> Backend::QuantizeGrouped(
+    const QuantizeParams& params, const MatrixView& x, std::span<const int64_t> group_rows) {
+  NIBBLE_RETURN_IF_ERROR(CheckGrouped(params, x, group_rows));
+  std::vector<PackedTensor> out;
+  std::vector<MutablePackedView> views;
+  out.reserve(group_rows.size());
+  for (int64_t rows : group_rows) {
+    views.push_back(out.emplace_back(LayoutOf(params, rows, x.cols)).mutable_view());
+  }
+  NIBBLE_RETURN_IF_ERROR(DoQuantizeGrouped(params, x, group_rows, views));
+  return out;
+}
+
+absl::Status Backend::QuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                      std::span<const int64_t> group_rows,
+                                      std::span<const MutablePackedView> out) {
+  NIBBLE_RETURN_IF_ERROR(CheckGrouped(params, x, group_rows));
+  if (out.size() != group_rows.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("out: expected one for each of ",
+                                                   group_rows.size(), " groups, got ", out.size()));
+  }
+  NIBBLE_RETURN_IF_ERROR(ForGroups(x, group_rows, [&](size_t i, const MatrixView& group) {
+    return CheckLayout(params, group, out[i].layout);
+  }));
+  return DoQuantizeGrouped(params, x, group_rows, out);
+}
+
+absl::Status Backend::DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                        std::span<const int64_t> group_rows,
+                                        std::span<const MutablePackedView> out) {
+  return ForGroups(x, group_rows, [&](size_t i, const MatrixView& group) {
+    return DoQuantize(params, group, out[i]);
+  });
 }
 
 absl::Status Backend::Dequantize(const PackedView& packed, DType dtype, void* out) {
@@ -134,6 +252,7 @@ absl::Status Backend::Dequantize(const PackedView& packed, DType dtype, void* ou
     return absl::InvalidArgumentError(
         absl::StrCat("dtype: expected BF16 or F32, got ", ToAbsl(DTypeName(dtype))));
   }
+  NIBBLE_RETURN_IF_ERROR(CheckPackedAmax(packed));
   if (packed.layout.blocks() == 0) return absl::OkStatus();
   return DoDequantize(packed, dtype, out);
 }
@@ -225,7 +344,27 @@ absl::StatusOr<ErrorStats> Backend::MeasureError(const MatrixView& x, const Pack
                                                    packed.layout.rows, " x ", packed.layout.cols,
                                                    ", got ", x.rows, " x ", x.cols));
   }
+  NIBBLE_RETURN_IF_ERROR(CheckPackedAmax(packed));
   return DoMeasureError(x, packed);
+}
+
+absl::Status Backend::PostScale(const MutableMatrixView& d, std::span<const float> row_decode_scale,
+                                std::span<const float> col_decode_scale) {
+  NIBBLE_RETURN_IF_ERROR(CheckDType(d.dtype));
+  int64_t size;
+  if (d.rows < 0 || d.cols < 0 || __builtin_mul_overflow(d.rows, d.cols, &size)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("shape: expected rows x columns, got ", d.rows, " x ", d.cols));
+  }
+  const int64_t row_factors = static_cast<int64_t>(row_decode_scale.size());
+  const int64_t col_factors = static_cast<int64_t>(col_decode_scale.size());
+  if ((row_factors != 1 && row_factors != d.rows) || (col_factors != 1 && col_factors != d.cols)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("decode scales: expected one or ", d.rows, " for the rows and one or ", d.cols,
+                     " for the columns, got ", row_factors, " and ", col_factors));
+  }
+  if (size == 0) return absl::OkStatus();
+  return DoPostScale(d, row_decode_scale, col_decode_scale);
 }
 
 std::optional<int> CudaDeviceOf(std::string_view name) {

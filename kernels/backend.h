@@ -39,6 +39,12 @@ struct ScaleSweepParams {
   std::optional<float> global_amax = {};
 };
 
+// Of the two copies that a product and its gradient read. Each is as its own parameters say.
+struct QuantizeBothParams {
+  QuantizeParams rowwise = {};
+  QuantizeParams columnwise = {.columnwise = true};
+};
+
 inline constexpr int kMaxMultipliers = 4096;
 
 struct MultiplierSearchParams {
@@ -93,7 +99,24 @@ class Backend {
   absl::Status Quantize(const QuantizeParams& params, const MatrixView& x,
                         const MutablePackedView& out);
 
-  // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32.
+  // The row-wise and the column-wise copy of x: the bytes of two calls of Quantize.
+  absl::Status QuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                            const MutablePackedView& rowwise, const MutablePackedView& columnwise);
+
+  // The rows of x are those of the groups (the tokens of each expert), one group after another; the
+  // results are those of quantizing each group alone. A group may be empty: so are its copies, the
+  // column-wise one too.
+  absl::StatusOr<std::vector<PackedTensor>> QuantizeGrouped(const QuantizeParams& params,
+                                                            const MatrixView& x,
+                                                            std::span<const int64_t> group_rows);
+  // The same into memory of the caller's, out[i].layout being LayoutOf(params, group_rows[i],
+  // x.cols).
+  absl::Status QuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                               std::span<const int64_t> group_rows,
+                               std::span<const MutablePackedView> out);
+
+  // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32. A
+  // NaN scale makes its block's values NaN.
   absl::Status Dequantize(const PackedView& packed, DType dtype, void* out);
 
   // The best of all 126 block scales, by squared error.
@@ -118,12 +141,21 @@ class Backend {
   absl::StatusOr<PackedTensor> QuantizeWithScales(const MatrixView& x, float global_amax,
                                                   int e4m3_max, std::span<const uint8_t> scales);
 
-  // The error of `packed`, computed from its bytes, against x of the same shape.
+  // The error of `packed`, computed from its bytes, against x of the same shape. FailedPrecondition
+  // where its bytes stand for values that are NaN or infinite.
   absl::StatusOr<ErrorStats> MeasureError(const MatrixView& x, const PackedView& packed);
+
+  // d[i][j] *= row_decode_scale[i] * col_decode_scale[j], in place, rounded as in post_scale.h: the
+  // outer scales of a GEMM's operands on its output. Each has one factor a row or column, or one
+  // for all. d: bf16, fp16 or fp32, of any shape and with any values.
+  absl::Status PostScale(const MutableMatrixView& d, std::span<const float> row_decode_scale,
+                         std::span<const float> col_decode_scale);
 
  protected:
   // For a matrix that is known to hold some, in host memory: how many, and where the first is.
   static absl::Status NonFiniteError(const MatrixView& x);
+  // For a packed tensor with so many blocks that hold some.
+  static absl::Status NonFinitePackedError(int64_t blocks);
   // For x whose sums are not finite, in `slice` first: because x is not, or because they overflow.
   static absl::Status HessianSumError(const MatrixView& x, int64_t slice);
 
@@ -136,6 +168,13 @@ class Backend {
   virtual absl::Status DoAccumulateHessian(const MatrixView& x, std::span<float> hessians) = 0;
   virtual absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                                   const MutablePackedView& out) = 0;
+  // One DoQuantize after another.
+  virtual absl::Status DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                                      const MutablePackedView& rowwise,
+                                      const MutablePackedView& columnwise);
+  virtual absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                         std::span<const int64_t> group_rows,
+                                         std::span<const MutablePackedView> out);
   virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;
   virtual absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians, SweepResult& result) = 0;
@@ -147,6 +186,9 @@ class Backend {
                                             const MutablePackedView& out) = 0;
   virtual absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView& x,
                                                     const PackedView& packed) = 0;
+  virtual absl::Status DoPostScale(const MutableMatrixView& d,
+                                   std::span<const float> row_decode_scale,
+                                   std::span<const float> col_decode_scale) = 0;
 
   absl::StatusOr<SweepResult> Sweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians);

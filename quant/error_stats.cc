@@ -9,29 +9,25 @@
 
 namespace nibble {
 
+ExactSum::ExactSum(std::span<const int64_t, kExactDigits> digits) {
+  std::copy(digits.begin(), digits.end(), digits_.begin());
+  Carry();
+}
+
 void ExactSum::Add(double x) {
-  const uint64_t bits = std::bit_cast<uint64_t>(x);
-  const int biased = static_cast<int>((bits >> 52) & 0x7FF);
-  if (biased == 0) return;  // zero; products of floats and their sums are never subnormal doubles
-  // x = mantissa * 2^(biased - 1075)
-  const int shift = biased - 1075 - kLowestBit;
-  NIBBLE_CHECK(shift >= 0 && shift / 32 + 2 < kDigits);
-  const uint64_t mantissa = (bits & ((uint64_t{1} << 52) - 1)) | (uint64_t{1} << 52);
-  const unsigned __int128 wide = static_cast<unsigned __int128>(mantissa) << (shift % 32);
-  const int64_t sign = (bits >> 63) ? -1 : 1;
+  const ExactTerm term = SplitExact(x);
+  NIBBLE_CHECK(term.shift >= 0 && term.shift / 32 + 2 < kExactDigits);
+  const unsigned __int128 wide = static_cast<unsigned __int128>(term.mantissa) << (term.shift % 32);
+  const int64_t sign = term.negative ? -1 : 1;
   for (int i = 0; i < 3; ++i) {
-    digits_[shift / 32 + i] += sign * static_cast<int64_t>(static_cast<uint32_t>(wide >> (32 * i)));
+    digits_[term.shift / 32 + i] +=
+        sign * static_cast<int64_t>(static_cast<uint32_t>(wide >> (32 * i)));
   }
   if (++adds_ == kAddsBeforeCarry) Carry();
 }
 
 void ExactSum::Carry() {
-  for (int i = 0; i + 1 < kDigits; ++i) {
-    const int64_t carry =
-        digits_[i] >> 32;  // arithmetic: rounds down, the digit left is in [0, 2^32)
-    digits_[i] -= carry * (int64_t{1} << 32);
-    digits_[i + 1] += carry;
-  }
+  CarryExact(digits_.data());
   adds_ = 1;
 }
 
@@ -39,7 +35,7 @@ void ExactSum::Merge(const ExactSum& other) {
   ExactSum carried = other;
   carried.Carry();
   Carry();
-  for (int i = 0; i < kDigits; ++i) digits_[i] += carried.digits_[i];
+  for (int i = 0; i < kExactDigits; ++i) digits_[i] += carried.digits_[i];
   Carry();
 }
 
@@ -48,29 +44,30 @@ double ExactSum::Value() const {
   carried.Carry();
   // Digits are now canonical (one sign, in the top digit), so this is a function of the exact sum.
   double value = 0;
-  for (int i = kDigits - 1; i >= 0; --i) {
-    value += std::ldexp(static_cast<double>(carried.digits_[i]), 32 * i + kLowestBit);
+  for (int i = kExactDigits - 1; i >= 0; --i) {
+    value += std::ldexp(static_cast<double>(carried.digits_[i]), 32 * i + kExactLowestBit);
   }
   return value;
 }
 
-void ErrorStats::AddBlock(const float x[kBlockSize], const float y[kBlockSize],
-                          float largest) {
-  double squared_error = 0, squared_x = 0, squared_y = 0, product = 0;
-  for (int i = 0; i < kBlockSize; ++i) {
-    const double xi = x[i], yi = y[i], error = xi - yi;
-    squared_error += error * error;
-    squared_x += xi * xi;
-    squared_y += yi * yi;
-    product += xi * yi;
-    max_error_ = std::max(max_error_, std::fabs(error));
-    saturated_ += std::fabs(xi) > largest;
-    flushed_ += xi != 0 && yi == 0;
-  }
-  squared_error_.Add(squared_error);
-  squared_x_.Add(squared_x);
-  squared_y_.Add(squared_y);
-  product_.Add(product);
+ErrorStats::ErrorStats(const ErrorTotals& totals, int64_t blocks)
+    : squared_error_(totals.digits[ErrorTotals::kSquaredError]),
+      squared_x_(totals.digits[ErrorTotals::kSquaredX]),
+      squared_y_(totals.digits[ErrorTotals::kSquaredY]),
+      product_(totals.digits[ErrorTotals::kProduct]),
+      max_error_(std::bit_cast<double>(totals.max_error_bits)),
+      count_(blocks * kBlockSize),
+      saturated_(static_cast<int64_t>(totals.saturated)),
+      flushed_(static_cast<int64_t>(totals.flushed)) {}
+
+void ErrorStats::AddBlock(const BlockError& block) {
+  squared_error_.Add(block.squared_error);
+  squared_x_.Add(block.squared_x);
+  squared_y_.Add(block.squared_y);
+  product_.Add(block.product);
+  max_error_ = std::max(max_error_, block.max_error);
+  saturated_ += block.saturated;
+  flushed_ += block.flushed;
   count_ += kBlockSize;
 }
 

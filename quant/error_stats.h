@@ -5,28 +5,32 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 
+#include "quant/numerics/block_error.h"
+#include "quant/numerics/exact_sum.h"
 #include "quant/numerics/scale_rules.h"
 
 namespace nibble {
 
-// A sum of doubles without rounding: a fixed-point number wide enough for any block's sum of
-// products of floats (2^-300 .. 2^300). Adding is associative and commutative, hence so is merging.
+// A sum of doubles without rounding; see exact_sum.h.
 class ExactSum {
  public:
-  // x: finite, not negative or negative, |x| < 2^300.
+  ExactSum() = default;
+  // Of digits that are below 2^62 in magnitude.
+  explicit ExactSum(std::span<const int64_t, kExactDigits> digits);
+
+  // x: zero, or normal with 2^-300 < |x| < 2^300.
   void Add(double x);
   void Merge(const ExactSum& other);
   double Value() const;
 
  private:
-  static constexpr int kLowestBit = -352;  // of digit 0
-  static constexpr int kDigits = 24;       // of 32 bits each, kept signed and lazily carried
   static constexpr int kAddsBeforeCarry = 1 << 29;
 
   void Carry();
 
-  std::array<int64_t, kDigits> digits_ = {};
+  std::array<int64_t, kExactDigits> digits_ = {};
   int adds_ = 0;
 };
 
@@ -34,8 +38,12 @@ class ExactSum {
 // chunks are whole blocks; merging them gives the same bits for any chunking and any order.
 class ErrorStats {
  public:
-  // One block; `largest` is the largest value that its scale can express.
-  void AddBlock(const float x[kBlockSize], const float y[kBlockSize], float largest);
+  ErrorStats() = default;
+  // What a device added up over `blocks` blocks, all of finite values.
+  ErrorStats(const ErrorTotals& totals, int64_t blocks);
+
+  // One block of finite values.
+  void AddBlock(const BlockError& block);
   void Merge(const ErrorStats& other);
 
   int64_t count() const { return count_; }

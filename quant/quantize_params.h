@@ -10,10 +10,9 @@
 #include "absl/status/status.h"
 #include "base/enum_names.h"
 #include "quant/numerics/four_over_six.h"
+#include "quant/numerics/hadamard.h"
 
 namespace nibble {
-
-enum class Rht : uint8_t { kNone, kSigns, kNoSigns };
 
 template <>
 inline constexpr std::array<std::string_view, 3> kEnumNames<Scheme> = {"per_tensor", "per_token",

@@ -49,10 +49,22 @@ double CopyMs(int64_t bytes);
 void Row(const std::string& work, const std::string& config, double milliseconds, double bytes,
          const std::string& note = "");
 
+// The line of work that cannot run here.
+void Skipped(const std::string& work, const std::string& reason);
+
+// "93 % of the copy's rate"
+std::string PercentOfCopy(double copy_ms, double milliseconds);
+
 // The benchmarks, each in its file.
 void BenchAccumulateHessian();
+void BenchCheckGemm();
+void BenchDequantize();
+void BenchMeasureError();
+void BenchMultiplierSearch();
 void BenchObserve();
+void BenchPostScale();
 void BenchQuantize();
+void BenchQuantizeCopies();
 void BenchScaleSweep();
 void BenchScaleSweepHessian();
 

@@ -87,6 +87,15 @@ void Row(const std::string& work, const std::string& config, double milliseconds
   std::fflush(stdout);
 }
 
+void Skipped(const std::string& work, const std::string& reason) {
+  std::printf("| %s | | | | not run: %s |\n", work.c_str(), reason.c_str());
+}
+
+std::string PercentOfCopy(double copy_ms, double milliseconds) {
+  return std::to_string(static_cast<int>(100 * copy_ms / milliseconds + 0.5)) +
+         " % of the copy's rate";
+}
+
 }  // namespace nibble::bench
 
 int main(int argc, char** argv) {
@@ -96,8 +105,14 @@ int main(int argc, char** argv) {
     void (*run)();
   };
   constexpr Work kWorks[] = {{"accumulate_hessian", BenchAccumulateHessian},
+                             {"check_gemm", BenchCheckGemm},
+                             {"dequantize", BenchDequantize},
+                             {"measure_error", BenchMeasureError},
+                             {"multiplier_search", BenchMultiplierSearch},
                              {"observe", BenchObserve},
+                             {"post_scale", BenchPostScale},
                              {"quantize", BenchQuantize},
+                             {"quantize_copies", BenchQuantizeCopies},
                              {"scale_sweep", BenchScaleSweep},
                              {"scale_sweep_hessian", BenchScaleSweepHessian}};
   for (int i = 1; i < argc; ++i) {

@@ -47,13 +47,14 @@ class QuantizeShape {
       args.x = x_[run];
       return LaunchQuantize(args, config, nullptr);
     });
-    const auto [warps, per_thread] = kQuantizeConfigs[config];
+    const auto [warps, per_thread, thread_blocks] = kQuantizeConfigs[config];
     std::string note = absl::StrCat(static_cast<int>(100 * copy_ms_ / ms + 0.5), " % of the copy");
     if (plain_ms_ != 0) {
       absl::StrAppend(&note, ", plain x ", static_cast<int>(100 * ms / plain_ms_ + 0.5) / 100.0);
     }
-    Row("quantize, " + work + shape_, absl::StrCat(warps, " warps, ", per_thread, " blocks"), ms,
-        bytes_, note);
+    Row("quantize, " + work + shape_,
+        absl::StrCat(warps, " warps, ", per_thread, " blocks, ", thread_blocks, " thread blocks"),
+        ms, bytes_, note);
     return ms;
   }
   void SetPlain(double ms) { plain_ms_ = ms; }

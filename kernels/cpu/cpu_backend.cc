@@ -14,6 +14,7 @@
 #include "quant/numerics/e2m1.h"
 #include "quant/numerics/hadamard.h"
 #include "quant/numerics/hessian_sum.h"
+#include "quant/numerics/post_scale.h"
 
 namespace nibble {
 namespace {
@@ -196,9 +197,7 @@ class CpuBackend final : public Backend {
       const int64_t k = b * kBlockSize + i;
       block[i] = LoadElement(x.dtype, x.data, params.columnwise ? k * x.cols + r : r * x.cols + k);
     }
-    if (params.rht != Rht::kNone) {
-      Rht16(block, params.rht == Rht::kSigns ? kRhtDefaultSigns : kRhtNoSigns);
-    }
+    if (params.rht != Rht::kNone) Rht16(block, RhtSigns(params.rht));
     char* out = copy + (r * copy_cols + b * kBlockSize) * DTypeBytes(x.dtype);
     for (int i = 0; i < kBlockSize; ++i) {
       if (x.dtype == DType::kF32) {
@@ -323,21 +322,50 @@ class CpuBackend final : public Backend {
     NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
     std::mutex mutex;
     ErrorStats total;
+    int64_t bad_blocks = 0;
     ForRows(packed.layout, [&](int64_t begin, int64_t end) {
       ErrorStats part;
+      int64_t bad = 0;
       for (int64_t r = begin; r < end; ++r) {
         const float decode_scale = RowDecodeScale(packed, r);
         for (int64_t b = 0; b < packed.layout.blocks_per_row(); ++b) {
           float values[kBlockSize], y[kBlockSize];
           LoadBlock(x, r * x.cols + b * kBlockSize, values);
           const float largest = DequantizeBlock(packed, r, b, decode_scale, y);
-          part.AddBlock(values, y, largest);
+          const BlockError block = MeasureBlock(values, y, largest);
+          if (IsFinite(block.squared_y)) {
+            part.AddBlock(block);
+          } else {
+            ++bad;
+          }
         }
       }
       std::lock_guard lock(mutex);
       total.Merge(part);
+      bad_blocks += bad;
     });
+    if (bad_blocks > 0) return NonFinitePackedError(bad_blocks);
     return total;
+  }
+
+  absl::Status DoPostScale(const MutableMatrixView& d, std::span<const float> row_decode_scale,
+                           std::span<const float> col_decode_scale) override {
+    const int64_t grain = std::max<int64_t>(1, kGrainBlocks * kBlockSize / d.cols);
+    pool_.ParallelFor(d.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * d.cols; i < end * d.cols; ++i) {
+        const float a = row_decode_scale[row_decode_scale.size() == 1 ? 0 : i / d.cols];
+        const float b = col_decode_scale[col_decode_scale.size() == 1 ? 0 : i % d.cols];
+        if (d.dtype == DType::kF32) {
+          float& value = static_cast<float*>(d.data)[i];
+          value = PostScaled(value, a, b);
+        } else {
+          uint16_t& value = static_cast<uint16_t*>(d.data)[i];
+          value =
+              d.dtype == DType::kBf16 ? PostScaledBf16(value, a, b) : PostScaledF16(value, a, b);
+        }
+      }
+    });
+    return absl::OkStatus();
   }
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,

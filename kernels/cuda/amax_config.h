@@ -2,6 +2,8 @@
 #ifndef NIBBLE_KERNELS_CUDA_AMAX_CONFIG_H_
 #define NIBBLE_KERNELS_CUDA_AMAX_CONFIG_H_
 
+#include "kernels/tuning/config_field.h"
+
 namespace nibble {
 
 struct AmaxConfig {
@@ -9,6 +11,11 @@ struct AmaxConfig {
   int loads;          // of 16 bytes, that a thread has on their way together
   int thread_blocks;  // of the grid for each multiprocessor; they stride over the tensor;
                       // at most the 48 warps that every device has room for
+
+  static constexpr ConfigField<AmaxConfig> kFields[] = {
+      {"warps", &AmaxConfig::warps},
+      {"loads", &AmaxConfig::loads},
+      {"thread_blocks", &AmaxConfig::thread_blocks}};
 };
 
 // Every instantiated shape: the launcher's table, the conformance test and the benchmark walk this

@@ -9,10 +9,17 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/encode_params.h"
+#include "kernels/cuda/measure_error_launch.h"
+#include "kernels/cuda/multiplier_search_launch.h"
 #include "kernels/cuda/observe_launch.h"
+#include "kernels/cuda/post_scale_launch.h"
+#include "kernels/cuda/quantize_copies.h"
 #include "kernels/cuda/quantize_launch.h"
 #include "kernels/cuda/scale_sweep_hessian_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
@@ -52,15 +59,21 @@ class CudaBackend final : public Backend {
   int ConfigOf(CudaOp op, DType dtype, int64_t blocks) const {
     return configs_[static_cast<size_t>(op)](dtype, blocks);
   }
+  CopyConfigs CopyConfigsOf(const MatrixView& x) const {
+    const int64_t blocks = x.size() / kBlockSize;
+    return {.amax = ConfigOf(CudaOp::kCopyAmax, x.dtype, blocks),
+            .encode = ConfigOf(CudaOp::kCopyEncode, x.dtype, blocks)};
+  }
   absl::Status Synchronize() {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
   }
 
   // Of x, which `data` is a copy of.
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
+    const int64_t blocks = x.size() / kBlockSize;
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(), /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(x.dtype, data, blocks, amax.get(),
+                                           ConfigOf(CudaOp::kAmax, x.dtype, blocks), stream_));
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -93,7 +106,8 @@ class CudaBackend final : public Backend {
         .histogram = params.histogram ? histogram.get() : nullptr,
         .non_finite = non_finite.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(
+        x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
     NonFiniteCounts counts = {};
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&result.amax));
     NIBBLE_RETURN_IF_ERROR(row_amax.CopyTo(result.row_amax.data()));
@@ -122,7 +136,9 @@ class CudaBackend final : public Backend {
         .hessians = sums.get(),
         .bad_slice = bad_slice.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(
+        x.dtype, args, ConfigOf(CudaOp::kAccumulateHessian, x.dtype, x.size() / kBlockSize),
+        stream_));
     int64_t slice = -1;
     NIBBLE_RETURN_IF_ERROR(bad_slice.CopyTo(&slice));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -180,7 +196,8 @@ class CudaBackend final : public Backend {
           .loss = loss.get(),
           .counts = counts.get(),
       };
-      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(x.dtype, args, /*config=*/0, stream_));
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(
+          x.dtype, args, ConfigOf(CudaOp::kScaleSweepHessian, x.dtype, blocks), stream_));
       // The copy from host_factors may still be under way.
       NIBBLE_RETURN_IF_ERROR(Synchronize());
     }
@@ -197,25 +214,12 @@ class CudaBackend final : public Backend {
     return absl::OkStatus();
   }
 
-  static EncodeMethod MethodOf(const QuantizeParams& params) {
-    if (!params.four_over_six) {
-      return params.rule == Rule::kRuntime ? EncodeMethod::kRuntime : EncodeMethod::kCheckpoint;
-    }
-    switch (params.four_over_six->metric) {
-      case ErrorMetric::kMae:
-        return EncodeMethod::kFourOverSixMae;
-      case ErrorMetric::kMse:
-        return EncodeMethod::kFourOverSixMse;
-      case ErrorMetric::kAbsMax:
-        break;
-    }
-    return EncodeMethod::kFourOverSixAbsMax;
-  }
-
   absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,
                           const MutablePackedView& out) override {
-    if (params.columnwise) return NotYet("a column-wise copy");
-    if (params.rht != Rht::kNone) return NotYet("a rotated copy");
+    if (params.columnwise || params.rht != Rht::kNone) {
+      NIBBLE_ASSIGN_OR_RETURN(const bool finite, Copies(params, x, {&x.rows, 1}, {&out, 1}));
+      return finite ? absl::OkStatus() : MakeCpuBackend({})->Quantize(params, x, out);
+    }
     NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
     NIBBLE_ASSIGN_OR_RETURN(const float tensor_amax, AmaxOf(x, data.get()));
     std::fill_n(out.amax, out.layout.amax_count(), params.global_amax.value_or(tensor_amax));
@@ -224,28 +228,52 @@ class CudaBackend final : public Backend {
     if (params.scheme == Scheme::kPerToken) {
       const ObserveArgs args = {
           .x = data.get(), .rows = x.rows, .cols = x.cols, .row_amax = amax.get()};
-      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(x.dtype, args, /*config=*/0, stream_));
+      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(
+          x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
       NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
     }
-    QuantizeArgs args = {
+    const QuantizeArgs args = {
         .dtype = x.dtype,
         .x = data.get(),
         .rows = x.rows,
         .cols = x.cols,
         .scheme = params.scheme,
         .method = MethodOf(params),
+        .encode = EncodeParamsOf(params),
         .amax = amax.get(),
         .swizzle = params.swizzle,
     };
-    args.encode.bound = static_cast<float>(params.e4m3_max);
-    args.encode.rule = params.rule;
-    if (params.four_over_six) args.encode.path = params.four_over_six->path;
-    if (params.stochastic) {
-      args.encode.stochastic = true;
-      args.encode.seed = params.stochastic->seed;
-      args.encode.offset = params.stochastic->offset;
-    }
     return Encode(args, out);
+  }
+
+  // False where not all is finite: the CPU's backend then finds what and where.
+  absl::StatusOr<bool> Copies(const QuantizeParams& params, const MatrixView& x,
+                              std::span<const int64_t> group_rows,
+                              std::span<const MutablePackedView> out) {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    const CopyRequest none, copy = {&params, out};
+    return QuantizeCopies(x, group_rows, params.columnwise ? none : copy,
+                          params.columnwise ? copy : none, CopyConfigsOf(x), stream_);
+  }
+
+  absl::Status DoQuantizeGrouped(const QuantizeParams& params, const MatrixView& x,
+                                 std::span<const int64_t> group_rows,
+                                 std::span<const MutablePackedView> out) override {
+    NIBBLE_ASSIGN_OR_RETURN(const bool finite, Copies(params, x, group_rows, out));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeGrouped(params, x, group_rows, out);
+  }
+
+  absl::Status DoQuantizeBoth(const QuantizeBothParams& params, const MatrixView& x,
+                              const MutablePackedView& rowwise,
+                              const MutablePackedView& columnwise) override {
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
+    NIBBLE_ASSIGN_OR_RETURN(
+        const bool finite,
+        QuantizeCopies(x, {&x.rows, 1}, {&params.rowwise, {&rowwise, 1}},
+                       {&params.columnwise, {&columnwise, 1}}, CopyConfigsOf(x), stream_));
+    return finite ? absl::OkStatus()
+                  : MakeCpuBackend({})->QuantizeBoth(params, x, rowwise, columnwise);
   }
 
   absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
@@ -273,9 +301,125 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto scale, Allocate<uint8_t>(out.layout.scale_bytes()));
     args.packed = packed.get();
     args.scale = scale.get();
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchQuantize(args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchQuantize(
+        args, ConfigOf(CudaOp::kQuantize, args.dtype, out.layout.blocks()), stream_));
     NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
     NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
+    return Synchronize();
+  }
+
+  absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
+                                  SweepResult& result) override {
+    const int64_t blocks = x.size() / kBlockSize;
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
+    result.global_amax = params.global_amax.value_or(amax);
+    NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(&result.global_amax, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto workspace,
+                            Allocate<char>(MultiplierSearchWorkspaceBytes(params.grid)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    const MultiplierSearchArgs args = {
+        .x = data.get(),
+        .blocks = blocks,
+        .global_amax = g.get(),
+        .bound = static_cast<float>(params.e4m3_max),
+        .grid = params.grid,
+        .workspace = workspace.get(),
+        .code = code.get(),
+        .best_amax = best_amax.get(),
+        .loss = loss.get(),
+        .evaluations = evaluations.get(),
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMultiplierSearch(
+        x.dtype, args, ConfigOf(CudaOp::kMultiplierSearch, x.dtype, blocks), stream_));
+    result.code.resize(blocks);
+    result.best_amax.resize(blocks);
+    result.loss.resize(blocks);
+    NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
+    NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
+    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
+    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
+    return Synchronize();
+  }
+
+  // A packed tensor's bytes on the device.
+  struct DevicePacked {
+    DeviceBuffer<uint8_t> packed, scale;
+    DeviceBuffer<float> amax;
+    PackedArgs args;
+  };
+  absl::StatusOr<DevicePacked> Upload(const PackedView& p) {
+    const PackedLayout& layout = p.layout;
+    NIBBLE_ASSIGN_OR_RETURN(auto packed, Upload(p.packed, layout.packed_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(auto scale, Upload(p.scale, layout.scale_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(auto amax, Upload(p.amax, layout.amax_count()));
+    const PackedArgs args = {
+        .packed = packed.get(),
+        .scale = scale.get(),
+        .amax = amax.get(),
+        .rows = layout.rows,
+        .blocks_per_row = layout.blocks_per_row(),
+        .amax_per_row = layout.scheme == Scheme::kPerToken,
+        .checkpoint = layout.rule == Rule::kCheckpoint,
+        .bound = static_cast<float>(layout.e4m3_max),
+        .swizzled = layout.swizzled,
+    };
+    return DevicePacked{std::move(packed), std::move(scale), std::move(amax), args};
+  }
+
+  absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) override {
+    NIBBLE_ASSIGN_OR_RETURN(const DevicePacked in, Upload(packed));
+    NIBBLE_ASSIGN_OR_RETURN(const auto values,
+                            Allocate<char>(in.args.blocks() * kBlockSize * DTypeBytes(dtype)));
+    const DequantizeArgs args = {.in = in.args, .out = values.get()};
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchDequantize(
+        dtype, args, ConfigOf(CudaOp::kDequantize, dtype, in.args.blocks()), stream_));
+    NIBBLE_RETURN_IF_ERROR(values.CopyTo(out));
+    return Synchronize();
+  }
+
+  absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView& x,
+                                            const PackedView& packed) override {
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const DevicePacked in, Upload(packed));
+    NIBBLE_ASSIGN_OR_RETURN(const auto device_totals, Allocate<ErrorTotals>(1));
+    const MeasureErrorArgs args = {
+        .x = data.get(), .packed = in.args, .totals = device_totals.get()};
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMeasureError(
+        x.dtype, args, ConfigOf(CudaOp::kMeasureError, x.dtype, in.args.blocks()), stream_));
+    ErrorTotals totals;
+    NIBBLE_RETURN_IF_ERROR(device_totals.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    if (totals.bad_x_blocks > 0) return NonFiniteError(x);
+    if (totals.bad_y_blocks > 0) {
+      return NonFinitePackedError(static_cast<int64_t>(totals.bad_y_blocks));
+    }
+    return ErrorStats(totals, in.args.blocks());
+  }
+
+  absl::Status DoPostScale(const MutableMatrixView& d, std::span<const float> row_decode_scale,
+                           std::span<const float> col_decode_scale) override {
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(static_cast<const char*>(d.data),
+                                                    d.rows * d.cols * DTypeBytes(d.dtype)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto a, Upload(row_decode_scale.data(), row_decode_scale.size()));
+    NIBBLE_ASSIGN_OR_RETURN(const auto b, Upload(col_decode_scale.data(), col_decode_scale.size()));
+    const PostScaleArgs args = {
+        .d = data.get(),
+        .rows = d.rows,
+        .cols = d.cols,
+        .row_decode_scale = a.get(),
+        .col_decode_scale = b.get(),
+        .per_row = row_decode_scale.size() > 1,
+        .per_col = col_decode_scale.size() > 1,
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchPostScale(
+        d.dtype, args, ConfigOf(CudaOp::kPostScale, d.dtype, d.rows * d.cols / kBlockSize),
+        stream_));
+    NIBBLE_RETURN_IF_ERROR(data.CopyTo(d.data));
     return Synchronize();
   }
 
@@ -322,16 +466,6 @@ class CudaBackend final : public Backend {
   static absl::Status NotYet(const char* what) {
     return absl::UnimplementedError(absl::StrCat(
         "backend: expected another operation on cuda, got ", what, ": use --backend cpu"));
-  }
-  absl::Status DoDequantize(const PackedView&, DType, void*) override {
-    return NotYet("dequantize");
-  }
-  absl::Status DoMultiplierSearch(const MultiplierSearchParams&, const MatrixView&,
-                                  SweepResult&) override {
-    return NotYet("the multiplier search");
-  }
-  absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView&, const PackedView&) override {
-    return NotYet("error measurement");
   }
 
   const int device_;

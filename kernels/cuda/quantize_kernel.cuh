@@ -1,4 +1,5 @@
-// Quantize on the device, row-wise: block_encode.cuh between loads and stores.
+// Quantize on the device, row-wise: block_encode.cuh between loads and stores. Thread blocks stay
+// and walk over the tensor; what a thread encodes next is on its way while it encodes.
 #ifndef NIBBLE_KERNELS_CUDA_QUANTIZE_KERNEL_CUH_
 #define NIBBLE_KERNELS_CUDA_QUANTIZE_KERNEL_CUH_
 
@@ -11,115 +12,189 @@
 
 namespace nibble {
 
-__device__ __forceinline__ int64_t ScaleOffset(const QuantizeArgs& args, int64_t row,
-                                               int64_t column, int64_t blocks_per_row) {
-  return args.swizzle ? SwizzledOffset(row, column, blocks_per_row) : row * blocks_per_row + column;
-}
-
-template <bool kFloat32>
-__device__ __forceinline__ void LoadInput(const QuantizeArgs& args, int64_t block,
-                                          float (&x)[kBlockSize]) {
-  if constexpr (kFloat32) {
-    LoadBlock<F32>(args.x, block, x);
-  } else if (args.dtype == DType::kBf16) {
-    LoadBlock<Bf16>(args.x, block, x);
-  } else {
-    LoadBlock<F16>(args.x, block, x);
-  }
-}
-
 __device__ __forceinline__ void StoreCodes(const QuantizeArgs& args, int64_t block,
                                            const BlockCodes& codes) {
   reinterpret_cast<uint2*>(args.packed)[block] = {codes.word[0], codes.word[1]};
 }
 
-// The index-th of the bytes that pad swizzled scales: columns to the right of the data first.
-__device__ __forceinline__ void StorePadding(const QuantizeArgs& args, int64_t index) {
+// The bytes that pad swizzled scales, shared among all threads of the grid: columns to the right of
+// the data first.
+__device__ __forceinline__ void StorePadding(const QuantizeArgs& args) {
   const int64_t columns = args.cols / kBlockSize;
   const int64_t padded_columns = (columns + 3) / 4 * 4;
   const int64_t right = padded_columns - columns;
-  int64_t row, column;
-  if (index < args.rows * right) {
-    row = index / right;
-    column = columns + index % right;
-  } else {
-    index -= args.rows * right;
-    row = args.rows + index / padded_columns;
-    column = index % padded_columns;
+  const int64_t count = SwizzledBytes(args.rows, columns) - args.rows * columns;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    int64_t row, column;
+    if (i < args.rows * right) {
+      row = i / right;
+      column = columns + i % right;
+    } else {
+      row = args.rows + (i - args.rows * right) / padded_columns;
+      column = (i - args.rows * right) % padded_columns;
+    }
+    args.scale[SwizzledOffset(row, column, columns)] = 0;
   }
-  if (row < (args.rows + 127) / 128 * 128) args.scale[SwizzledOffset(row, column, columns)] = 0;
 }
 
-// per_tensor and per_token: a thread is a block.
-template <typename E, int kWarps, int kBlocksPerThread>
-__global__ void __launch_bounds__(kWarps * 32) QuantizeBlocksKernel(QuantizeArgs args) {
+// What of the arguments the kernels keep at hand.
+struct QuantizeShape {
+  int64_t columns, blocks;  // of 16 elements: in a row, in all
+  bool per_token;
+
+  __device__ __forceinline__ explicit QuantizeShape(const QuantizeArgs& args)
+      : columns(args.cols / kBlockSize),
+        blocks(args.rows * columns),
+        per_token(args.scheme == Scheme::kPerToken) {}
+};
+
+// Packed words with no negative zero among them: their sign bits are those of the codes.
+template <typename T>
+__device__ __forceinline__ BlockBytes WordSignBytes(const BlockWords<T>& words) {
+  BlockBytes bytes = {};
+  if constexpr (!std::is_same_v<T, F32>) {
+    uint32_t w[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w[i] = AddZero(T{}, words.word[i]);
+      // Byte 1 is the sign and exponent of an even element, byte 3 of an odd one.
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t* q = w + 4 * half;
+      bytes.word[2 * half] =
+          __byte_perm(__byte_perm(q[0], q[1], 0x0051), __byte_perm(q[2], q[3], 0x0051), 0x5410);
+      bytes.word[2 * half + 1] =
+          __byte_perm(__byte_perm(q[0], q[1], 0x0073), __byte_perm(q[2], q[3], 0x0073), 0x5410);
+    }
+  }
+  return bytes;
+}
+
+template <typename E>
+__device__ __forceinline__ uint32_t GivenScale(const QuantizeArgs& args, int64_t block) {
+  if (E::kMethod != EncodeMethod::kCheckpoint || args.given_scale == nullptr) return 0;
+  return args.given_scale[block];
+}
+
+// Encodes and stores a block in little code, whatever it is.
+template <typename T, typename E>
+__device__ __forceinline__ void QuantizeSlowly(const QuantizeArgs& args, const QuantizeShape& shape,
+                                               int64_t block) {
+  const BlockWords<T> words = LoadWords<T>(args.x, block);
+  const float amax = WordsMagnitude(words);
+  float x[kBlockSize];
+  UnpackBlock(words, x);
+  const int64_t row = block / shape.columns;
+  const OuterScales outer = MakeOuter<E>(args.amax[shape.per_token ? row : 0], args.encode);
+  const EncodedBlock encoded = block_encode_internal::EncodeSlowly<E, false>(
+      x, amax, outer, args.encode, block * kBlockSize, GivenScale<E>(args, block));
+  StoreCodes(args, block, encoded.codes);
+  args.scale[args.swizzle ? SwizzledOffset(row, block - row * shape.columns, shape.columns)
+                          : block] = encoded.scale;
+  if (!IsFiniteMagnitude(amax) && args.non_finite != nullptr) *args.non_finite = 1;
+}
+
+// per_tensor and per_token: a thread is a block. Blocks that the shortcuts do not hold for wait in
+// a queue of their warp until it is full of them.
+template <typename T, EncodeMethod kMethod, bool kStochastic, int kWarps, int kBlocksPerThread,
+          int kThreadBlocks>
+__global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
+    QuantizeBlocksKernel(const __grid_constant__ QuantizeArgs args) {
+  using E = Encoding<std::is_same_v<T, F32>, kMethod, kStochastic>;
   constexpr int kThreads = kWarps * 32;
-  const int64_t columns = args.cols / kBlockSize;
-  const int64_t blocks = args.rows * columns;
-  const bool per_token = args.scheme == Scheme::kPerToken;
-  const int64_t first =
-      static_cast<int64_t>(blockIdx.x) * (kThreads * kBlocksPerThread) + threadIdx.x;
-  float x[kBlocksPerThread][kBlockSize];
-#pragma unroll
-  for (int i = 0; i < kBlocksPerThread; ++i) {
-    const int64_t b = first + i * kThreads;
-    LoadInput<E::kFloat32>(args, b < blocks ? b : blocks - 1, x[i]);
-  }
+  constexpr int kChunk = kThreads * kBlocksPerThread;
+  __shared__ int64_t queues[kWarps][64];
+  int64_t* queue = queues[threadIdx.x / 32];
+  const unsigned lane = threadIdx.x % 32;
+  int waiting = 0;
+  const QuantizeShape shape(args);
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kChunk;
+  int64_t chunk = static_cast<int64_t>(blockIdx.x) * kChunk;
   OuterScales outer;
-  if (!per_token) outer = MakeOuter<E>(*args.amax, args.encode);
+  if (!shape.per_token) outer = MakeOuter<E>(*args.amax, args.encode);
+  BlockWords<T> next[kBlocksPerThread];
 #pragma unroll
   for (int i = 0; i < kBlocksPerThread; ++i) {
-    const int64_t own = first + i * kThreads;
-    const int64_t b = own < blocks ? own : blocks - 1;
-    const int64_t row = per_token || args.swizzle ? b / columns : 0;
-    if (per_token) outer = MakeOuter<E>(args.amax[row], args.encode);
-    const float amax = BlockMagnitude(x[i]);
-    uint8_t given = 0;
-    if (E::kMethod == EncodeMethod::kCheckpoint && args.given_scale != nullptr) {
-      given = args.given_scale[b];
+    const int64_t b = chunk + i * kThreads + threadIdx.x;
+    next[i] = LoadWords<T>(args.x, b < shape.blocks ? b : shape.blocks - 1);
+  }
+  for (; chunk < shape.blocks; chunk += stride) {
+    BlockWords<T> words[kBlocksPerThread];
+#pragma unroll
+    for (int i = 0; i < kBlocksPerThread; ++i) {
+      words[i] = next[i];
+      const int64_t ahead = chunk + stride + i * kThreads + threadIdx.x;
+      if (ahead < shape.blocks) next[i] = LoadWords<T>(args.x, ahead);
     }
-    const EncodedBlock encoded =
-        EncodeBlock<E>(x[i], amax, outer, args.encode, b * kBlockSize, given);
-    if (own < blocks) {
-      StoreCodes(args, b, encoded.codes);
-      args.scale[args.swizzle ? SwizzledOffset(row, b - row * columns, columns) : b] =
-          encoded.scale;
-      if (args.non_finite != nullptr && !IsFiniteMagnitude(amax)) *args.non_finite = 1;
-    } else if (args.swizzle) {
-      StorePadding(args, own - blocks);
+#pragma unroll
+    for (int i = 0; i < kBlocksPerThread; ++i) {
+      const int64_t b = chunk + i * kThreads + threadIdx.x;
+      const bool valid = b < shape.blocks;
+      int64_t row = 0;
+      if (shape.per_token || args.swizzle) {
+        row = shape.blocks >> 32 == 0
+                  ? static_cast<uint32_t>(b) / static_cast<uint32_t>(shape.columns)
+                  : b / shape.columns;
+      }
+      if (shape.per_token) outer = MakeOuter<E>(args.amax[valid ? row : 0], args.encode);
+      const float amax = WordsMagnitude(words[i]);
+      float x[kBlockSize];
+      UnpackBlock(words[i], x);
+      EncodedBlock encoded;
+      const bool done = block_encode_internal::EncodeFast<E, false, true>(
+          x, WordSignBytes(words[i]), amax, outer, args.encode, b * kBlockSize,
+          valid ? GivenScale<E>(args, b) : 0, encoded);
+      if (done && valid) {
+        StoreCodes(args, b, encoded.codes);
+        args.scale[args.swizzle ? SwizzledOffset(row, b - row * shape.columns, shape.columns) : b] =
+            encoded.scale;
+      }
+      const unsigned slow = __ballot_sync(0xFFFFFFFFu, !done && valid);
+      if (slow != 0) {
+        if (!done && valid) queue[waiting + __popc(slow & ((1u << lane) - 1))] = b;
+        waiting += __popc(slow);
+        __syncwarp();
+        if (waiting >= 32) {
+          waiting -= 32;
+          QuantizeSlowly<T, E>(args, shape, queue[waiting + lane]);
+          __syncwarp();
+        }
+      }
     }
   }
+  if (lane < waiting) QuantizeSlowly<T, E>(args, shape, queue[lane]);
+  if (args.swizzle) StorePadding(args);
 }
 
 // tile_2d: half a warp is a tile, a lane one of its rows.
-template <typename E, int kWarps, int kBlocksPerThread>
-__global__ void __launch_bounds__(kWarps * 32) QuantizeTilesKernel(QuantizeArgs args) {
+template <typename T, EncodeMethod kMethod, bool kStochastic, int kWarps, int kThreadBlocks>
+__global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
+    QuantizeTilesKernel(const __grid_constant__ QuantizeArgs args) {
+  using E = Encoding<std::is_same_v<T, F32>, kMethod, kStochastic>;
   constexpr int kTilesAtOnce = kWarps * 2;
   const int64_t columns = args.cols / kBlockSize;
   const int64_t tiles = args.rows / kBlockSize * columns;
   const OuterScales outer = MakeOuter<E>(*args.amax, args.encode);
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kTilesAtOnce * kBlocksPerThread) +
-                        threadIdx.x / kBlockSize;
-#pragma unroll
-  for (int i = 0; i < kBlocksPerThread; ++i) {
-    const int64_t own = first + i * kTilesAtOnce;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kTilesAtOnce; first < tiles;
+       first += static_cast<int64_t>(gridDim.x) * kTilesAtOnce) {
+    const int64_t own = first + threadIdx.x / kBlockSize;
     const int64_t tile = own < tiles ? own : tiles - 1;
     const int64_t band = tile / columns, column = tile - band * columns;
     const int64_t row = band * kBlockSize + threadIdx.x % kBlockSize;
     const int64_t b = row * columns + column;
+    const BlockWords<T> words = LoadWords<T>(args.x, b);
+    const float row_amax = WordsMagnitude(words);
     float x[kBlockSize];
-    LoadInput<E::kFloat32>(args, b, x);
-    const float row_amax = BlockMagnitude(x);
+    UnpackBlock(words, x);
     const EncodedBlock encoded =
         EncodeTileRow<E>(x, TileMagnitude(row_amax), outer, args.encode, b * kBlockSize);
     if (own < tiles) {
       StoreCodes(args, b, encoded.codes);
-      args.scale[ScaleOffset(args, row, column, columns)] = encoded.scale;
-      if (args.non_finite != nullptr && !IsFiniteMagnitude(row_amax)) *args.non_finite = 1;
-    } else if (args.swizzle) {
-      StorePadding(args, (own - tiles) * kBlockSize + threadIdx.x % kBlockSize);
+      args.scale[args.swizzle ? SwizzledOffset(row, column, columns) : b] = encoded.scale;
+      if (!IsFiniteMagnitude(row_amax) && args.non_finite != nullptr) *args.non_finite = 1;
     }
   }
+  if (args.swizzle) StorePadding(args);
 }
 
 }  // namespace nibble

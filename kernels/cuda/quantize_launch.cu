@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <iterator>
 
 #include "kernels/cuda/quantize_kernel.cuh"
@@ -8,37 +9,51 @@ namespace {
 
 constexpr int kConfigs = static_cast<int>(std::size(kQuantizeConfigs));
 
-template <typename E>
-void Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
-  const int64_t columns = args.cols / kBlockSize;
-  const int64_t work = args.swizzle ? SwizzledBytes(args.rows, columns) : args.rows * columns;
-  DispatchIndex<kConfigs>(config, [&](auto index) {
+template <typename T, EncodeMethod kMethod, bool kStochastic>
+cudaError_t Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
+  int device = 0, multiprocessors = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  if (cudaError_t error =
+          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) {
+    return error;
+  }
+  const int64_t blocks = args.rows * (args.cols / kBlockSize);
+  return DispatchIndex<kConfigs>(config, [&](auto index) {
     constexpr int kWarps = kQuantizeConfigs[index].warps;
     constexpr int kBlocksPerThread = kQuantizeConfigs[index].blocks_per_thread;
-    constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32 * kBlocksPerThread;
-    const unsigned grid = static_cast<unsigned>((work + kPerThreadBlock - 1) / kPerThreadBlock);
+    constexpr int kThreadBlocks = kQuantizeConfigs[index].thread_blocks;
+    constexpr int64_t kChunk = int64_t{kWarps} * 32 * kBlocksPerThread;
+    const unsigned grid = static_cast<unsigned>(std::min<int64_t>(
+        (blocks + kChunk - 1) / kChunk, int64_t{multiprocessors} * kThreadBlocks));
     if (args.scheme == Scheme::kTile2d) {
-      QuantizeTilesKernel<E, kWarps, kBlocksPerThread><<<grid, kWarps * 32, 0, stream>>>(args);
+      QuantizeTilesKernel<T, kMethod, kStochastic, kWarps, kThreadBlocks>
+          <<<grid, kWarps * 32, 0, stream>>>(args);
     } else {
-      QuantizeBlocksKernel<E, kWarps, kBlocksPerThread><<<grid, kWarps * 32, 0, stream>>>(args);
+      QuantizeBlocksKernel<T, kMethod, kStochastic, kWarps, kBlocksPerThread, kThreadBlocks>
+          <<<grid, kWarps * 32, 0, stream>>>(args);
     }
   });
 }
 
-template <bool kFloat32>
-void DispatchMethod(const QuantizeArgs& args, int config, cudaStream_t stream) {
+template <typename T>
+cudaError_t DispatchMethod(const QuantizeArgs& args, int config, cudaStream_t stream) {
   switch (args.method) {
     case EncodeMethod::kRuntime:
-      return Launch<Encoding<kFloat32, EncodeMethod::kRuntime>>(args, config, stream);
+      return args.encode.stochastic
+                 ? Launch<T, EncodeMethod::kRuntime, true>(args, config, stream)
+                 : Launch<T, EncodeMethod::kRuntime, false>(args, config, stream);
     case EncodeMethod::kCheckpoint:
-      return Launch<Encoding<kFloat32, EncodeMethod::kCheckpoint>>(args, config, stream);
+      return args.encode.stochastic
+                 ? Launch<T, EncodeMethod::kCheckpoint, true>(args, config, stream)
+                 : Launch<T, EncodeMethod::kCheckpoint, false>(args, config, stream);
     case EncodeMethod::kFourOverSixMae:
-      return Launch<Encoding<kFloat32, EncodeMethod::kFourOverSixMae>>(args, config, stream);
+      return Launch<T, EncodeMethod::kFourOverSixMae, false>(args, config, stream);
     case EncodeMethod::kFourOverSixMse:
-      return Launch<Encoding<kFloat32, EncodeMethod::kFourOverSixMse>>(args, config, stream);
+      return Launch<T, EncodeMethod::kFourOverSixMse, false>(args, config, stream);
     case EncodeMethod::kFourOverSixAbsMax:
-      return Launch<Encoding<kFloat32, EncodeMethod::kFourOverSixAbsMax>>(args, config, stream);
+      return Launch<T, EncodeMethod::kFourOverSixAbsMax, false>(args, config, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
@@ -50,9 +65,11 @@ cudaError_t LaunchQuantize(const QuantizeArgs& args, int config, cudaStream_t st
     return cudaErrorInvalidValue;
   }
   if (args.rows == 0) return cudaSuccess;
-  return DispatchInput(args.dtype, [&](auto type) {
-    DispatchMethod<std::is_same_v<decltype(type), F32>>(args, config, stream);
+  cudaError_t launched = cudaSuccess;
+  const cudaError_t dispatched = DispatchInput(args.dtype, [&](auto type) {
+    launched = DispatchMethod<decltype(type)>(args, config, stream);
   });
+  return launched != cudaSuccess ? launched : dispatched;
 }
 
 }  // namespace nibble

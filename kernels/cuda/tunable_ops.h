@@ -13,9 +13,25 @@
 
 namespace nibble {
 
-enum class CudaOp : uint8_t { kScaleSweep };
+enum class CudaOp : uint8_t {
+  kAccumulateHessian,
+  kAmax,
+  kCopyAmax,
+  kCopyEncode,
+  kDequantize,
+  kMeasureError,
+  kMultiplierSearch,
+  kObserve,
+  kPostScale,
+  kQuantize,
+  kScaleSweep,
+  kScaleSweepHessian
+};
 template <>
-inline constexpr std::array<std::string_view, 1> kEnumNames<CudaOp> = {"scale_sweep"};
+inline constexpr std::array<std::string_view, 12> kEnumNames<CudaOp> = {
+    "accumulate_hessian", "amax",          "copy_amax",         "copy_encode",
+    "dequantize",         "measure_error", "multiplier_search", "observe",
+    "post_scale",         "quantize",      "scale_sweep",       "scale_sweep_hessian"};
 
 // In the order of CudaOp.
 const std::vector<TunableOp>& CudaTunableOps();

@@ -6,10 +6,21 @@
 #include <functional>
 #include <iterator>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
+#include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/copy_amax_launch.h"
+#include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/measure_error_launch.h"
+#include "kernels/cuda/multiplier_search_launch.h"
+#include "kernels/cuda/observe_launch.h"
+#include "kernels/cuda/post_scale_launch.h"
+#include "kernels/cuda/quantize_launch.h"
+#include "kernels/cuda/scale_sweep_hessian_launch.h"
 #include "kernels/cuda/scale_sweep_launch.h"
 #include "kernels/cuda/tunable_ops.h"
 #include "quant/numerics/scale_rules.h"
@@ -56,6 +67,15 @@ class TrialMemory {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(buffer.get(), 0, count * sizeof(T), stream_));
     buffers_.push_back(std::move(buffer));
     return reinterpret_cast<T*>(buffers_.back().get());
+  }
+
+  absl::StatusOr<float*> AllocateOnes(int64_t count) {
+    NIBBLE_ASSIGN_OR_RETURN(float* const values, Allocate<float>(count));
+    const std::vector<float> ones(count, 1.0f);
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(values, ones.data(), count * sizeof(float),
+                                                cudaMemcpyHostToDevice, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
+    return values;
   }
 
   // Milliseconds that the device takes for what `work` launches: captured in a graph first, or the
@@ -127,13 +147,52 @@ class TrialMemory {
 // and shape, to be read as the operation likes; may be written.
 using Launch = std::function<cudaError_t(void* x, int config)>;
 
+// The largest magnitude of the first input.
+absl::StatusOr<const float*> AmaxOf(TrialMemory& memory) {
+  NIBBLE_ASSIGN_OR_RETURN(float* const amax, memory.Allocate<float>(1));
+  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(memory.dtype(), memory.input(0), memory.blocks(), amax,
+                                         /*config=*/0, memory.stream()));
+  return amax;
+}
+
+absl::Status NotAColumn(const TrialMemory& memory) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "shape: expected a multiple of 16 rows for a column-wise copy, got ", memory.rows()));
+}
+
+absl::StatusOr<Launch> PrepareAccumulateHessian(TrialMemory& memory) {
+  AccumulateHessianArgs args = {.tokens = memory.rows(), .channels = memory.cols()};
+  NIBBLE_ASSIGN_OR_RETURN(args.workspace, memory.Allocate<float>(AccumulateHessianWorkspace(
+                                              memory.rows(), memory.cols())));
+  NIBBLE_ASSIGN_OR_RETURN(args.hessians, memory.Allocate<float>(memory.cols() * kBlockSize));
+  NIBBLE_ASSIGN_OR_RETURN(args.bad_slice, memory.Allocate<int64_t>(1));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchAccumulateHessian(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PrepareAmax(TrialMemory& memory) {
+  NIBBLE_ASSIGN_OR_RETURN(float* const amax, memory.Allocate<float>(1));
+  return [amax, blocks = memory.blocks(), dtype = memory.dtype(), stream = memory.stream()](
+             void* x, int config) { return LaunchAmax(dtype, x, blocks, amax, config, stream); };
+}
+
+// What a per-token quantization asks for.
+absl::StatusOr<Launch> PrepareObserve(TrialMemory& memory) {
+  ObserveArgs args = {.rows = memory.rows(), .cols = memory.cols()};
+  NIBBLE_ASSIGN_OR_RETURN(args.row_amax, memory.Allocate<float>(memory.rows()));
+  NIBBLE_ASSIGN_OR_RETURN(args.column_amax, memory.Allocate<float>(memory.cols()));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchObserve(dtype, args, config, stream);
+  };
+}
+
 absl::StatusOr<Launch> PrepareScaleSweep(TrialMemory& memory) {
   ScaleSweepArgs args;
   args.blocks = memory.blocks();
-  NIBBLE_ASSIGN_OR_RETURN(float* const amax, memory.Allocate<float>(1));
-  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(memory.dtype(), memory.input(0), args.blocks, amax,
-                                         /*config=*/0, memory.stream()));
-  args.global_amax = amax;
+  NIBBLE_ASSIGN_OR_RETURN(args.global_amax, AmaxOf(memory));
   NIBBLE_ASSIGN_OR_RETURN(args.tables, memory.Allocate<ScaleSweepTables>(1));
   NIBBLE_ASSIGN_OR_RETURN(args.code, memory.Allocate<uint8_t>(args.blocks));
   NIBBLE_ASSIGN_OR_RETURN(args.best_amax, memory.Allocate<float>(args.blocks));
@@ -144,9 +203,136 @@ absl::StatusOr<Launch> PrepareScaleSweep(TrialMemory& memory) {
   };
 }
 
+// What quantizing both copies for a backward pass asks for: per_token, the column-wise one rotated.
+absl::StatusOr<Launch> PrepareCopyAmax(TrialMemory& memory) {
+  if (memory.rows() % kBlockSize != 0) return NotAColumn(memory);
+  CopyAmaxArgs args = {.rows = memory.rows(), .cols = memory.cols()};
+  args.per_row = args.per_column = true;
+  args.column_rht = Rht::kSigns;
+  NIBBLE_ASSIGN_OR_RETURN(args.source, memory.Allocate<float>(1));
+  NIBBLE_ASSIGN_OR_RETURN(args.row, memory.Allocate<float>(memory.rows()));
+  NIBBLE_ASSIGN_OR_RETURN(args.column, memory.Allocate<float>(memory.cols()));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchCopyAmax(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PrepareCopyEncode(TrialMemory& memory) {
+  if (memory.rows() % kBlockSize != 0) return NotAColumn(memory);
+  CopyEncodeArgs args;
+  args.rows = memory.rows();
+  args.cols = memory.cols();
+  args.column.rht = Rht::kSigns;
+  for (EncodedCopy* copy : {&args.row, &args.column}) {
+    copy->scheme = Scheme::kPerToken;
+    NIBBLE_ASSIGN_OR_RETURN(copy->packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
+    NIBBLE_ASSIGN_OR_RETURN(copy->scale, memory.Allocate<uint8_t>(memory.blocks()));
+    NIBBLE_ASSIGN_OR_RETURN(copy->amax,
+                            memory.AllocateOnes(std::max(memory.rows(), memory.cols())));
+  }
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchCopyEncode(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<PackedArgs> AllocatePacked(TrialMemory& memory) {
+  PackedArgs args = {.rows = memory.rows(), .blocks_per_row = memory.cols() / kBlockSize};
+  NIBBLE_ASSIGN_OR_RETURN(args.packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
+  NIBBLE_ASSIGN_OR_RETURN(args.scale, memory.Allocate<uint8_t>(memory.blocks()));
+  NIBBLE_ASSIGN_OR_RETURN(args.amax, memory.AllocateOnes(1));
+  return args;
+}
+
+absl::StatusOr<Launch> PrepareDequantize(TrialMemory& memory) {
+  DequantizeArgs args;
+  NIBBLE_ASSIGN_OR_RETURN(args.in, AllocatePacked(memory));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.out = x;
+    return LaunchDequantize(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PrepareMeasureError(TrialMemory& memory) {
+  MeasureErrorArgs args;
+  NIBBLE_ASSIGN_OR_RETURN(args.packed, AllocatePacked(memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.totals, memory.Allocate<ErrorTotals>(1));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchMeasureError(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PrepareMultiplierSearch(TrialMemory& memory) {
+  MultiplierSearchArgs args = {.blocks = memory.blocks()};
+  NIBBLE_ASSIGN_OR_RETURN(args.global_amax, AmaxOf(memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.workspace,
+                          memory.Allocate<char>(MultiplierSearchWorkspaceBytes(args.grid)));
+  NIBBLE_ASSIGN_OR_RETURN(args.code, memory.Allocate<uint8_t>(args.blocks));
+  NIBBLE_ASSIGN_OR_RETURN(args.best_amax, memory.Allocate<float>(args.blocks));
+  NIBBLE_ASSIGN_OR_RETURN(args.loss, memory.Allocate<float>(args.blocks));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchMultiplierSearch(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PreparePostScale(TrialMemory& memory) {
+  PostScaleArgs args = {.rows = memory.rows(), .cols = memory.cols()};
+  NIBBLE_ASSIGN_OR_RETURN(args.row_decode_scale, memory.AllocateOnes(memory.rows()));
+  NIBBLE_ASSIGN_OR_RETURN(args.col_decode_scale, memory.AllocateOnes(memory.cols()));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.d = x;
+    return LaunchPostScale(dtype, args, config, stream);
+  };
+}
+
+absl::StatusOr<Launch> PrepareQuantize(TrialMemory& memory) {
+  QuantizeArgs args = {.dtype = memory.dtype(), .rows = memory.rows(), .cols = memory.cols()};
+  NIBBLE_ASSIGN_OR_RETURN(args.amax, AmaxOf(memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
+  NIBBLE_ASSIGN_OR_RETURN(args.scale, memory.Allocate<uint8_t>(memory.blocks()));
+  return [args, stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchQuantize(args, config, stream);
+  };
+}
+
+// Under correlated second moments.
+absl::StatusOr<Launch> PrepareScaleSweepHessian(TrialMemory& memory) {
+  ScaleSweepHessianArgs args = {.rows = memory.rows(), .slices = memory.cols() / kBlockSize};
+  float h[kBlockSize * kBlockSize];
+  for (int i = 0; i < kBlockSize * kBlockSize; ++i) h[i] = i % (kBlockSize + 1) == 0 ? 1.0f : 0.1f;
+  HessianFactor factor;
+  NIBBLE_CHECK(FactorHessian(h, &factor) == HessianDefect::kNone);
+  const std::vector<HessianFactor> host(args.slices, factor);
+  NIBBLE_ASSIGN_OR_RETURN(HessianFactor* const factors,
+                          memory.Allocate<HessianFactor>(args.slices));
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(factors, host.data(),
+                                              host.size() * sizeof(HessianFactor),
+                                              cudaMemcpyHostToDevice, memory.stream()));
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(memory.stream()));
+  args.factors = factors;
+  NIBBLE_ASSIGN_OR_RETURN(args.global_amax, AmaxOf(memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.tables, memory.Allocate<ScaleSweepHessianTables>(1));
+  NIBBLE_ASSIGN_OR_RETURN(args.prepared, memory.Allocate<HessianSlice>(args.slices));
+  NIBBLE_ASSIGN_OR_RETURN(args.code, memory.Allocate<uint8_t>(memory.blocks()));
+  NIBBLE_ASSIGN_OR_RETURN(args.best_amax, memory.Allocate<float>(memory.blocks()));
+  NIBBLE_ASSIGN_OR_RETURN(args.loss, memory.Allocate<float>(memory.blocks()));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchScaleSweepHessian(dtype, args, config, stream);
+  };
+}
+
 // In the order of CudaOp. A function allocates what its operation writes and returns its launch.
 using PrepareOp = absl::StatusOr<Launch> (*)(TrialMemory& memory);
-constexpr PrepareOp kPrepare[] = {PrepareScaleSweep};
+constexpr PrepareOp kPrepare[] = {
+    PrepareAccumulateHessian, PrepareAmax,       PrepareCopyAmax,
+    PrepareCopyEncode,        PrepareDequantize, PrepareMeasureError,
+    PrepareMultiplierSearch,  PrepareObserve,    PreparePostScale,
+    PrepareQuantize,          PrepareScaleSweep, PrepareScaleSweepHessian};
 static_assert(std::size(kPrepare) == kEnumNames<CudaOp>.size());
 
 class CudaTuningDevice final : public TuningDevice {

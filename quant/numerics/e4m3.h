@@ -35,6 +35,21 @@ NIBBLE_HD float E4m3Decode(uint8_t code) {
   return FloatFromBits(sign | FloatBits(MulRn(FloatFromBits(magnitude << 20), 0x1p120f)));
 }
 
+// The same for magnitudes, as devices have them in hardware: x >= 0 and not NaN, code <=
+// kE4m3Codes.
+#if NIBBLE_DEVICE_CODE
+NIBBLE_HD uint32_t E4m3EncodeMagnitude(float x) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+  return pair;
+}
+#else
+NIBBLE_HD uint32_t E4m3EncodeMagnitude(float x) { return E4m3Encode(x); }
+#endif
+NIBBLE_HD float E4m3DecodeMagnitude(uint32_t code) {
+  return MulRn(FloatFromBits(code << 20), 0x1p120f);
+}
+
 }  // namespace nibble
 
 #endif  // NIBBLE_QUANT_NUMERICS_E4M3_H_

@@ -11,10 +11,12 @@
 
 #if defined(__CUDACC__)
 #define NIBBLE_HD __host__ __device__ __forceinline__
-#define NIBBLE_UNROLL _Pragma("unroll")  // keeps a block's arrays in registers
+#define NIBBLE_UNROLL _Pragma("unroll")    // keeps a block's arrays in registers
+#define NIBBLE_ROLLED _Pragma("unroll 1")  // for what is rare: small code
 #else
 #define NIBBLE_HD inline
 #define NIBBLE_UNROLL
+#define NIBBLE_ROLLED
 #endif
 
 namespace nibble {
@@ -34,15 +36,36 @@ NIBBLE_HD float FloatFromBits(uint32_t bits) {
   return x;
 }
 
-// The one place in the tree that asks which side it is compiled for.
+// The one place in the tree that asks which side it is compiled for, and which device.
 #if defined(__CUDA_ARCH__)
+#define NIBBLE_DEVICE_CODE 1
 #define NIBBLE_CUDA_ARCH __CUDA_ARCH__  // 900 for compute capability 9.0
+#else
+#define NIBBLE_DEVICE_CODE 0
+#endif
+
+#if NIBBLE_DEVICE_CODE
 NIBBLE_HD float AddRn(float a, float b) { return __fadd_rn(a, b); }
 NIBBLE_HD float SubRn(float a, float b) { return __fsub_rn(a, b); }
 NIBBLE_HD float MulRn(float a, float b) { return __fmul_rn(a, b); }
 NIBBLE_HD float DivRn(float a, float b) { return __fdiv_rn(a, b); }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+NIBBLE_HD double AddRn(double a, double b) { return __dadd_rn(a, b); }
+NIBBLE_HD double SubRn(double a, double b) { return __dsub_rn(a, b); }
+NIBBLE_HD double MulRn(double a, double b) { return __dmul_rn(a, b); }
 NIBBLE_HD float ReciprocalRn(float x) { return __frcp_rn(x); }
+NIBBLE_HD float Abs(float x) { return fabsf(x); }  // an operand's modifier
+// The compiler's own sequences for 1 / x and a / b, without its test for the ranges below.
+NIBBLE_HD float ReciprocalInRange(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return FmaRn(r, FmaRn(-x, r, 1.0f), r);
+}
+NIBBLE_HD float DivideInRange(float a, float b) {
+  const float r = ReciprocalInRange(b);
+  const float q = MulRn(a, r);
+  return FmaRn(r, FmaRn(-b, q, a), q);
+}
 // Of numbers: where one is NaN, hosts and devices disagree.
 NIBBLE_HD float MinNumber(float a, float b) { return fminf(a, b); }
 NIBBLE_HD float MaxNumber(float a, float b) { return fmaxf(a, b); }
@@ -57,7 +80,14 @@ NIBBLE_HD float SubRn(float a, float b) { return a - b; }
 NIBBLE_HD float MulRn(float a, float b) { return a * b; }
 NIBBLE_HD float DivRn(float a, float b) { return a / b; }
 NIBBLE_HD float FmaRn(float a, float b, float c) { return std::fma(a, b, c); }
+NIBBLE_HD double AddRn(double a, double b) { return a + b; }
+NIBBLE_HD double SubRn(double a, double b) { return a - b; }
+NIBBLE_HD double MulRn(double a, double b) { return a * b; }
 NIBBLE_HD float ReciprocalRn(float x) { return 1.0f / x; }
+NIBBLE_HD float Abs(float x) { return FloatFromBits(FloatBits(x) & 0x7FFFFFFFu); }
+// Correctly rounded for x, a / b and b from 2^-100 to 2^100, and for a = 0.
+NIBBLE_HD float ReciprocalInRange(float x) { return 1.0f / x; }
+NIBBLE_HD float DivideInRange(float a, float b) { return a / b; }
 NIBBLE_HD float MinNumber(float a, float b) { return b < a ? b : a; }
 NIBBLE_HD float MaxNumber(float a, float b) { return a < b ? b : a; }
 NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
@@ -70,10 +100,16 @@ NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
 }
 #endif
 
-NIBBLE_HD float Abs(float x) { return FloatFromBits(FloatBits(x) & 0x7FFFFFFFu); }
 NIBBLE_HD float Min(float a, float b) { return b < a ? b : a; }
 NIBBLE_HD float Max(float a, float b) { return a < b ? b : a; }
 NIBBLE_HD bool IsFinite(float x) { return (FloatBits(x) & 0x7F800000u) != 0x7F800000u; }
+
+NIBBLE_HD uint64_t DoubleBits(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+NIBBLE_HD bool IsFinite(double x) { return ((DoubleBits(x) >> 52) & 0x7FF) != 0x7FF; }
 
 NIBBLE_HD float FloatFromBf16(uint16_t bits) { return FloatFromBits(uint32_t{bits} << 16); }
 
@@ -108,7 +144,7 @@ NIBBLE_HD uint16_t F16FromFloat(float x) {
 }
 
 // Two values as fp16, round to nearest even, the first in the low half.
-#if defined(__CUDA_ARCH__)
+#if NIBBLE_DEVICE_CODE
 NIBBLE_HD uint32_t PackF16(float low, float high) {
   uint32_t word;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));

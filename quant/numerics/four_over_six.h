@@ -76,6 +76,7 @@ NIBBLE_HD float FourOverSixBlockError(const float x[kBlockSize], uint8_t scale_c
   const float encode_scale = RuntimeBlockEncodeScale(scale_code, c.global.decode_scale);
   const float scale = E4m3Decode(scale_code);
   float error = 0.0f;
+  NIBBLE_ROLLED
   for (int i = 0; i < kBlockSize; ++i) {
     const float q = E2m1Decode(E2m1Encode(RuntimeScaled(x[i], encode_scale)));
     error = FourOverSixAccumulate(error, FourOverSixDifference(q, scale, x[i], c, path), metric);

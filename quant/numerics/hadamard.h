@@ -10,9 +10,15 @@
 
 namespace nibble {
 
+enum class Rht : uint8_t { kNone, kSigns, kNoSigns };
+
 // Bit i set: element i is negated. + + + - + - - - - - - + - + - -
 inline constexpr uint32_t kRhtDefaultSigns = 0xD7E8;
 inline constexpr uint32_t kRhtNoSigns = 0;
+
+NIBBLE_HD constexpr uint32_t RhtSigns(Rht rht) {
+  return rht == Rht::kSigns ? kRhtDefaultSigns : kRhtNoSigns;
+}
 
 // In place, in float32. The order of the additions is fixed: butterflies over distance 1, 2, 4, 8;
 // the division by 4 comes last and is exact but for subnormals.

@@ -188,6 +188,22 @@ TEST_P(BackendTest, MeasuresOnlyLikeShapes) {
   ExpectArgument(backend_->MeasureError(fewer, packed.view()).status(), "17 x 48, got 16 x 48");
 }
 
+TEST_P(BackendTest, RefusesPackedTensorsOfNoMeaning) {
+  PackedTensor packed = *backend_->Quantize({}, x_);
+  std::vector<float> out(x_.size());
+  for (float amax : {-1.0f, NAN, INFINITY}) {
+    packed.amax[0] = amax;
+    ExpectArgument(backend_->Dequantize(packed.view(), DType::kF32, out.data()), "amax");
+    ExpectArgument(backend_->MeasureError(x_, packed.view()).status(), "amax");
+  }
+  packed.amax[0] = 0.5f;
+  packed.scale[7] = 0xFF;
+  packed.scale[9] = 0x7F;
+  ASSERT_TRUE(backend_->Dequantize(packed.view(), DType::kF32, out.data()).ok());
+  EXPECT_TRUE(std::isnan(out[7 * 16]) && std::isnan(out[7 * 16 + 15]) && !std::isnan(out[8 * 16]));
+  ExpectData(backend_->MeasureError(x_, packed.view()).status(), "got 2 blocks with NaN");
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::Values("cpu", "cpu-scalar"),
                          [](const auto& info) {
                            return std::string(info.param) == "cpu" ? "cpu" : "scalar";

@@ -83,7 +83,7 @@ TEST(BlockEncodeTest, JoinsEveryCodeInEveryPlace) {
 TEST(BlockEncodeTest, DividesByEveryMantissa) {
   const auto count_different = [](int corrections) {
     return CountDifferent(0x3F800000, 0x40000000, [=](uint32_t bits) {
-      const float d = FloatFromBits(bits), r = ReciprocalRn(d);
+      const float d = FloatFromBits(bits), r = ReciprocalInRange(d);
       for (float tie : {0.25f, 0.75f, 1.25f, 1.75f}) {
         const uint32_t center = FloatBits(tie * d);
         for (uint32_t at = center - 4; at <= center + 4; ++at) {
@@ -97,6 +97,31 @@ TEST(BlockEncodeTest, DividesByEveryMantissa) {
   };
   EXPECT_EQ(count_different(1), 0);
   EXPECT_GT(count_different(0), 1 << 20);  // a reciprocal alone does not do
+}
+
+// Correctly rounded quotients by the constants of the contract, for every mantissa.
+TEST(BlockEncodeTest, DividesByConstants) {
+  for (float d : {6.0f, 6.0f * 448, 6.0f * 256}) {
+    EXPECT_EQ(CountDifferent(0x3F800000, 0x40000000,
+                             [d](uint32_t bits) {
+                               const float x = FloatFromBits(bits);
+                               return DivideByConstant(x, d, 1.0f / d) != x / d;
+                             }),
+              0);
+  }
+  EXPECT_EQ(DivideBySix(0.0f), 0.0f);
+}
+
+// Indices of stochastic rounding in units, over all binades and many fractions.
+TEST(BlockEncodeTest, RoundsStochastically) {
+  EXPECT_EQ(CountDifferent(0x3F800000 - (40 << 23), 0x41100000,
+                           [](uint32_t bits) {
+                             const float v = FloatFromBits(bits);
+                             const uint32_t uniform = bits * 2654435761u >> 1;
+                             return StochasticIndexUnit(v * kCodeUnit, uniform) !=
+                                    (E2m1EncodeStochastic(v, uniform) & 7u);
+                           }),
+            0);
 }
 
 struct Sample {
@@ -157,9 +182,12 @@ void ExpectSameCodes(DType dtype, float amax_factor) {
                               : CheckpointBlockScale(block_amax, outer.checkpoint_decode_scale);
       for (int scale : {int{own}, 1, 8, kE4m3Codes}) {
         const BlockScaler<kFloat32, kRule> scaler(static_cast<uint8_t>(scale), outer);
-        if (!scaler.IsRegularQuotient(block_amax)) continue;
+        if (kRule == Rule::kRuntime ? !scaler.IsUnsaturated(block_amax)
+                                    : !scaler.IsRegular(block_amax)) {
+          continue;
+        }
         const BlockCodes expected = CodesByDefinition(x, static_cast<uint8_t>(scale), outer, kRule);
-        const BlockCodes actual = EncodeCodes(x, scaler);
+        const BlockCodes actual = EncodeCodes<kFloat32, kRule, false>(x, scaler, {});
         different += expected.word[0] != actual.word[0] || expected.word[1] != actual.word[1];
         ++compared;
       }
@@ -195,22 +223,27 @@ void ExpectSameVerdicts(ErrorPath path, float bound, float amax_factor) {
       float x[kBlockSize];
       std::memcpy(x, &sample.values[at], sizeof(x));
       const float block_amax = BlockAmax(x);
-      if (!IsRegularChoice(block_amax)) continue;
+      if (!IsZeroOrInRange(block_amax)) continue;
       const auto [sf6, sf4] = FourOverSixCandidates(block_amax, outer.context.global.encode_scale);
       if (sf4 == sf6) continue;
       const float error6 = FourOverSixBlockError(x, sf6, outer.context, kMetric, path);
       const float error4 = FourOverSixBlockError(x, sf4, outer.context, kMetric, path);
-      const CandidateSum six = SumCandidate<false, kMetric>(x, sf6, outer);
-      const CandidateSum four = SumCandidate<false, kMetric>(x, sf4, outer);
+      wrong += RegularBlockError(x, sf6, outer, kMetric, path) != error6;
+      wrong += RegularBlockError(x, sf4, outer, kMetric, path) != error4;
+      const BlockScaler<false, Rule::kRuntime> scaler6(sf6, outer), scaler4(sf4, outer);
+      if (!scaler6.IsUnsaturated(block_amax) || !scaler4.IsUnsaturated(block_amax)) continue;
+      const CandidateSums sums = SumCandidates<false, kMetric>(
+          x, scaler6, scaler4, CandidateWorth(sf6, outer), CandidateWorth(sf4, outer));
       const FourOverSixVerdict verdict =
-          JudgeFourOverSix<kMetric>(six.error, four.error, block_amax, 1);
+          JudgeFourOverSix<kMetric>(sums.error6, sums.error4, block_amax, 1);
+      for (int four = 0; four < 2; ++four) {
+        const BlockCodes codes = JoinBlock(four ? sums.indices4 : sums.indices6, ValueSignBytes(x));
+        const BlockCodes expected = CodesByDefinition(x, four ? sf4 : sf6, outer, Rule::kRuntime);
+        wrong += codes.word[0] != expected.word[0] || codes.word[1] != expected.word[1];
+      }
       if (verdict == FourOverSixVerdict::kNear) continue;
       ++decided;
       wrong += (verdict == FourOverSixVerdict::kFour) != (error4 < error6);
-      const BlockScaler<false, Rule::kRuntime> scaler(sf6, outer);
-      const BlockCodes codes = JoinBlock(six.indices, RuntimeSignBytes(x, scaler));
-      const BlockCodes expected = CodesByDefinition(x, sf6, outer, Rule::kRuntime);
-      wrong += codes.word[0] != expected.word[0] || codes.word[1] != expected.word[1];
     }
     EXPECT_EQ(wrong, 0);
   }
@@ -244,8 +277,9 @@ double ShareOfNear(float bound) {
     std::memcpy(x, &values[at], sizeof(x));
     const float block_amax = BlockAmax(x);
     const auto [sf6, sf4] = FourOverSixCandidates(block_amax, outer.context.global.encode_scale);
-    const float error6 = SumCandidate<false, kMetric>(x, sf6, outer).error;
-    const float error4 = SumCandidate<false, kMetric>(x, sf4, outer).error;
+    const BlockScaler<false, Rule::kRuntime> scaler6(sf6, outer), scaler4(sf4, outer);
+    const auto [error6, error4, indices6, indices4] = SumCandidates<false, kMetric>(
+        x, scaler6, scaler4, CandidateWorth(sf6, outer), CandidateWorth(sf4, outer));
     near += JudgeFourOverSix<kMetric>(error6, error4, block_amax, 1) == FourOverSixVerdict::kNear;
   }
   return static_cast<double>(near) / kBlocks;

@@ -55,7 +55,7 @@ struct Blocks {
   ErrorStats Stats(int begin, int end) const {
     ErrorStats stats;
     for (int b = begin; b < end; ++b) {
-      stats.AddBlock(&x[b * kBlockSize], &y[b * kBlockSize], 6.0f);
+      stats.AddBlock(MeasureBlock(&x[b * kBlockSize], &y[b * kBlockSize], 6.0f));
     }
     return stats;
   }
@@ -82,10 +82,42 @@ TEST(ErrorStatsTest, MergesToTheSameBitsForAnyChunking) {
   EXPECT_NE(blocks.Stats(0, kBlocks - 1).mse(), whole.mse());
 }
 
+// As a device adds up: digits of terms in any order, carried or not, in several totals.
+TEST(ErrorStatsTest, TakesTheTotalsOfADevice) {
+  constexpr int kBlocks = 1000;
+  const Blocks blocks(kBlocks);
+  ErrorTotals totals = {};
+  for (int b = kBlocks - 1; b >= 0; --b) {
+    const BlockError e = MeasureBlock(&blocks.x[b * kBlockSize], &blocks.y[b * kBlockSize], 6.0f);
+    const double sums[] = {e.squared_error, e.squared_x, e.squared_y, e.product};
+    for (int i = 0; i < ErrorTotals::kSums; ++i) {
+      const ExactTerm term = SplitExact(sums[i]);
+      const auto wide = static_cast<unsigned __int128>(term.mantissa) << (term.shift % 32);
+      for (int d = 0; d < 3; ++d) {
+        const auto digit = static_cast<int64_t>(static_cast<uint32_t>(wide >> (32 * d)));
+        totals.digits[i][term.shift / 32 + d] += term.negative ? -digit : digit;
+      }
+      if (b % 7 == 0) CarryExact(totals.digits[i]);
+    }
+    totals.saturated += static_cast<uint64_t>(e.saturated);
+    totals.flushed += static_cast<uint64_t>(e.flushed);
+    totals.max_error_bits = std::max(totals.max_error_bits, DoubleBits(e.max_error));
+  }
+  const ErrorStats expected = blocks.Stats(0, kBlocks);
+  const ErrorStats actual(totals, kBlocks);
+  EXPECT_EQ(actual.count(), expected.count());
+  EXPECT_EQ(actual.mse(), expected.mse());
+  EXPECT_EQ(actual.relative_mse(), expected.relative_mse());
+  EXPECT_EQ(actual.cosine(), expected.cosine());
+  EXPECT_EQ(actual.max_error(), expected.max_error());
+  EXPECT_EQ(actual.saturated(), expected.saturated());
+  EXPECT_EQ(actual.flushed(), expected.flushed());
+}
+
 TEST(ErrorStatsTest, ValuesByHand) {
   float x[kBlockSize] = {10, 3, 0.1f}, y[kBlockSize] = {6, 4};
   ErrorStats stats;
-  stats.AddBlock(x, y, 6.0f);
+  stats.AddBlock(MeasureBlock(x, y, 6.0f));
   const double small = 0.1f;
   const double error = 16 + 1 + small * small, energy = 100 + 9 + small * small;
   EXPECT_EQ(stats.count(), 16);
@@ -98,12 +130,31 @@ TEST(ErrorStatsTest, ValuesByHand) {
   EXPECT_DOUBLE_EQ(stats.cosine(), (60.0 + 12) / std::sqrt(energy * 52));
 }
 
+// What MeasureBlock promises, at the ends of float32.
+TEST(MeasureBlockTest, SumsAreFiniteWhereTheValuesAre) {
+  float x[kBlockSize], y[kBlockSize];
+  for (float magnitude : {1e-45f, 3.4e38f}) {
+    std::fill(x, x + kBlockSize, magnitude);
+    std::fill(y, y + kBlockSize, -magnitude);
+    const BlockError e = MeasureBlock(x, y, 1.0f);
+    EXPECT_TRUE(IsFinite(e.squared_error) && IsFinite(e.squared_x) && IsFinite(e.squared_y));
+    EXPECT_GT(e.squared_x, 0x1p-300);
+    ErrorStats stats;
+    stats.AddBlock(e);  // does not abort
+    EXPECT_EQ(stats.cosine(), -1);
+  }
+  y[15] = INFINITY;
+  EXPECT_FALSE(IsFinite(MeasureBlock(x, y, 1.0f).squared_y));
+  y[15] = NAN;
+  EXPECT_FALSE(IsFinite(MeasureBlock(x, y, 1.0f).squared_y));
+}
+
 TEST(ErrorStatsTest, EmptyAndZero) {
   ErrorStats stats;
   EXPECT_EQ(stats.mse(), 0);
   EXPECT_EQ(stats.cosine(), 1);
   const float zero[kBlockSize] = {};
-  stats.AddBlock(zero, zero, 0.0f);
+  stats.AddBlock(MeasureBlock(zero, zero, 0.0f));
   EXPECT_EQ(stats.relative_mse(), 0);
   EXPECT_EQ(stats.sqnr_db(), INFINITY);
   EXPECT_EQ(stats.saturated(), 0);

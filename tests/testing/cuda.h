@@ -13,6 +13,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/packed_args.h"
 
 namespace nibble::testing {
 
@@ -51,6 +52,50 @@ class DeviceArray {
   T* data_ = nullptr;
   int64_t count_;
 };
+
+// A packed tensor on the device.
+class DevicePackedTensor {
+ public:
+  explicit DevicePackedTensor(const PackedLayout& layout)
+      : packed(layout.packed_bytes()),
+        scale(layout.scale_bytes()),
+        amax(layout.amax_count()),
+        layout_(layout) {}
+  explicit DevicePackedTensor(const PackedTensor& tensor) : DevicePackedTensor(tensor.layout) {
+    Set(tensor);
+  }
+  void Set(const PackedTensor& tensor) {
+    packed.Set(tensor.packed);
+    scale.Set(tensor.scale);
+    amax.Set(tensor.amax);
+  }
+  PackedArgs args() const {
+    return {
+        .packed = packed.get(),
+        .scale = scale.get(),
+        .amax = amax.get(),
+        .rows = layout_.rows,
+        .blocks_per_row = layout_.blocks_per_row(),
+        .amax_per_row = layout_.scheme == Scheme::kPerToken,
+        .checkpoint = layout_.rule == Rule::kCheckpoint,
+        .bound = static_cast<float>(layout_.e4m3_max),
+        .swizzled = layout_.swizzled,
+    };
+  }
+
+  DeviceArray<uint8_t> packed, scale;
+  DeviceArray<float> amax;
+
+ private:
+  PackedLayout layout_;
+};
+
+// Whether the device has that much memory to give; where not, a test of huge tensors skips.
+inline bool DeviceHasFree(int64_t bytes) {
+  size_t free_bytes = 0, total = 0;
+  return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess &&
+         static_cast<int64_t>(free_bytes) > bytes;
+}
 
 // Captures `launch` in a graph, calls `refresh` (which puts other data where the launch reads),
 // replays the graph and waits.

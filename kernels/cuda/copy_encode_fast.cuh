@@ -1,0 +1,305 @@
+// Both quantized copies by the plain runtime rule, of bf16 and fp16: fast_block.cuh between loads
+// and stores. A thread block walks along a strip of 128 x 128 tiles. Each warp loads the bands of
+// 16 rows that it encodes itself, the next tile's as soon as it has read this one's; warps meet
+// once a tile, where the column-wise codes of all bands are stored together.
+#ifndef NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_
+#define NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/copy_encode_kernel.cuh"
+#include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/fast_block.cuh"
+#include "kernels/cuda/row_groups.cuh"
+
+namespace nibble {
+
+// The outer scales of 128 rows of a copy.
+struct FastOuters {
+  FastOuter outer[kTileRows];
+  float amax[kTileRows];
+
+  __device__ __forceinline__ void Set(int place, float value, float bound) {
+    outer[place] = MakeFastOuter(value, bound);
+    amax[place] = value;
+  }
+};
+
+struct FastStage {
+  uint2 codes[kTileColumns * kTileBlocks];         // of the column-wise copy
+  uint32_t scale[2][kTileRows * kTileBlocks / 4];  // of each copy, row-major
+  FastOuters column_outers;
+
+  // Permuted so that neither every second column nor a column's bands share a bank.
+  static __device__ __forceinline__ int Codes(int column, int band) {
+    return (column ^ (column >> 4 & 1)) * kTileBlocks + (band ^ (column >> 1 & 7));
+  }
+  // Of column_outers, so that every second column does not.
+  static __device__ __forceinline__ int Outer(int column) {
+    return column / 64 * 64 + column % 2 * 32 + column % 64 / 2;
+  }
+};
+
+// Four bytes a thread hold two columns of a row, 64 columns a warp.
+struct FastTile {
+  static constexpr int kChunks = kTileColumns / 8;  // 16 bytes each, of a row
+  uint4 x[kTileRows * kChunks];
+  FastStage stage[2];  // while one is stored the other is filled
+  FastOuters row_outers;
+
+  // Permuted so that neither 8 neighbours of a row nor every second of them share a bank.
+  static __device__ __forceinline__ int Chunk(int chunk) { return chunk ^ (chunk >> 3); }
+};
+
+// Where a thread stores eight scales of each tile of a strip: the first 128 threads those of the
+// row-wise copy, a row each, the others those of the column-wise one.
+class ScaleCursor {
+ public:
+  // to: the scales of a group's copy of rows x blocks; row, block: the tile's place in it.
+  // row_step, block_step: from one tile of the strip to the next.
+  __device__ __forceinline__ ScaleCursor(bool swizzle, uint8_t* to, int64_t row, int64_t block,
+                                         int64_t rows, int64_t blocks, int row_step, int block_step)
+      : row_step_(row_step), block_step_(block_step) {
+    const int t = static_cast<int>(threadIdx.x) % kTileRows;
+    // In the order of memory: four blocks of rows r, r + 32, r + 64, r + 96 lie in sequence.
+    const int r = swizzle ? t % 4 * 32 + t / 4 : t;
+    word_ = 2 * r;
+    words_ = swizzle || blocks % 4 == 0;
+    second_ = swizzle ? 512 : 4;
+    to_ = to + (swizzle ? SwizzledOffset(row + r, block, blocks) : (row + r) * blocks + block);
+    step_ = swizzle ? row_step / kTileRows * SwizzledBytes(kTileRows, blocks) + block_step / 4 * 512
+                    : row_step * blocks + block_step;
+    rows_left_ = swizzle ? kTileRows : static_cast<int>(min(rows - row, int64_t{1} << 30)) - r;
+    if (swizzle) row_step_ = 0;
+    blocks_left_ = static_cast<int>(blocks - block);
+  }
+
+  // The scales of a tile; goes on to the next.
+  __device__ __forceinline__ void Store(const uint32_t* scale) {
+    if (rows_left_ > 0) {
+      const uint2 words = *reinterpret_cast<const uint2*>(scale + word_);
+      if (words_) {
+        if (blocks_left_ > 0) *reinterpret_cast<uint32_t*>(to_) = words.x;
+        if (blocks_left_ > 4) *reinterpret_cast<uint32_t*>(to_ + second_) = words.y;
+      } else {
+        for (int i = 0; i < kTileBlocks && i < blocks_left_; ++i) {
+          to_[i] = static_cast<uint8_t>((i < 4 ? words.x : words.y) >> (8 * (i & 3)));
+        }
+      }
+    }
+    to_ += step_;
+    rows_left_ -= row_step_;
+    blocks_left_ -= block_step_;
+  }
+
+ private:
+  uint8_t* to_;
+  int64_t step_;
+  int row_step_, block_step_, rows_left_, blocks_left_, word_, second_;
+  bool words_;
+};
+
+// A band's row-wise blocks; packed: where the thread's first block goes.
+template <typename T>
+__device__ __forceinline__ void EncodeRowsFast(const EncodedCopy& copy, const FastTile& tile,
+                                               int band, int lane, uint2* packed, int64_t four_rows,
+                                               int rows_left, bool has_column, uint32_t* scale) {
+  const bool per_token = copy.scheme == Scheme::kPerToken;
+  const int b = lane % kTileBlocks, first_row = band * kBlockSize + lane / kTileBlocks;
+  uint8_t* scales = reinterpret_cast<uint8_t*>(scale) + first_row * kTileBlocks + b;
+  const uint4* x = tile.x + first_row * FastTile::kChunks;
+  const int place = FastTile::Chunk(2 * b);
+#pragma unroll 2
+  for (int i = 0; i < kBlocksEach; ++i) {
+    const uint4 low = x[place], high = x[place ^ 1];
+    const PackedBlock block = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+    const int outer = per_token ? first_row + 4 * i : 0;
+    const EncodedBlock encoded = EncodeFast<Pairing::kNeighbours>(
+        T{}, block, tile.row_outers.outer[outer], copy.encode.bound,
+        [&] { return tile.row_outers.amax[outer]; });
+    const bool valid = has_column && first_row + 4 * i < rows_left;
+    *scales = valid ? encoded.scale : 0;
+    if (valid) *packed = {encoded.codes.word[0], encoded.codes.word[1]};
+    x += 4 * FastTile::kChunks;
+    scales += 4 * kTileBlocks;
+    packed += four_rows;
+  }
+}
+
+// Two column-wise blocks, of columns c and c + 1 of the tile, given the band's 16 rows of them.
+template <typename T, Rht kRht>
+__device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
+                                                  const uint32_t (&raw)[kBlockSize], int band,
+                                                  int c, bool exist, FastStage& stage) {
+  const int outer = copy.scheme == Scheme::kPerToken ? FastStage::Outer(c) : 0;
+  const int second = copy.scheme == Scheme::kPerToken ? 32 : 0;
+  const int place = FastStage::Codes(c, band);
+  uint8_t* scales = reinterpret_cast<uint8_t*>(stage.scale[kColumnwise]) + c * kTileBlocks + band;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    PackedBlock block;
+    if constexpr (kRht == Rht::kNone) {
+#pragma unroll
+      for (int j = 0; j < kBlockSize / 2; ++j) {
+        block.word[j] =
+            PermuteBytes(raw[FirstOf(Pairing::kInterleaved, j)],
+                         raw[SecondOf(Pairing::kInterleaved, j)], i == 0 ? 0x5410 : 0x7632);
+      }
+    } else {
+      float x[kBlockSize];
+#pragma unroll
+      for (int r = 0; r < kBlockSize; ++r) {
+        const float2 pair = Unpack(T{}, raw[r]);
+        x[r] = i == 0 ? pair.x : pair.y;
+      }
+      block = RotatePacked<kRht>(T{}, x);
+    }
+    const EncodedBlock encoded = EncodeFast<Pairing::kInterleaved>(
+        T{}, block, stage.column_outers.outer[outer + i * second], copy.encode.bound,
+        [&] { return stage.column_outers.amax[outer + i * second]; });
+    scales[i * kTileBlocks] = exist ? encoded.scale : 0;
+    stage.codes[place ^ (i * kTileBlocks)] = {encoded.codes.word[0], encoded.codes.word[1]};
+  }
+}
+
+// kRht: of the column-wise copy; the row-wise one is not rotated. strips: of strip_tiles tiles,
+// side by side.
+template <typename T, Rht kRht, int kThreadBlocks>
+__global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
+    CopyEncodeFastKernel(CopyEncodeArgs args, unsigned strips, int strip_tiles) {
+  extern __shared__ uint4 shared[];
+  FastTile& tile = *reinterpret_cast<FastTile*>(shared);
+  const EncodedCopy &row = args.row, &column = args.column;
+  const bool has_row = row.packed != nullptr, has_column = column.packed != nullptr;
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, band = t / 32;
+  // From the end: what the maxima read last may still be cached.
+  const unsigned index = gridDim.x - 1 - blockIdx.x;
+  const RowTile rows = FindRowTile(args.groups, args.group_count, args.rows, index / strips);
+  if (rows.group_rows == 0) return;
+  const int rows_left = static_cast<int>(min(int64_t{kTileRows}, rows.group_rows - rows.row));
+  const int64_t first_row = rows.group_row + rows.row;
+  const int64_t first_column = static_cast<int64_t>(index % strips) * strip_tiles * kTileColumns;
+  const int64_t row_blocks = args.cols / kBlockSize;
+  const int64_t column_blocks = rows.group_rows / kBlockSize;  // of a row of the column-wise copy
+  int cols_left = static_cast<int>(
+      min(static_cast<int64_t>(strip_tiles) * kTileColumns, args.cols - first_column));
+
+  // A warp loads the band that it encodes, two rows at a time.
+  const int load_row = band * kBlockSize + lane / FastTile::kChunks;
+  const int load_chunk = lane % FastTile::kChunks;
+  const uint4* load_from = static_cast<const uint4*>(args.x) +
+                           ((first_row + load_row) * args.cols + first_column) / 8 + load_chunk;
+  uint4* const load_to = tile.x + load_row * FastTile::kChunks + FastTile::Chunk(load_chunk);
+  const auto load = [&] {
+    const uint4* from = load_from;
+#pragma unroll
+    for (int i = 0; i < kBlockSize / 2; ++i) {
+      CopyChunkAsync(load_to + i * 2 * FastTile::kChunks, from,
+                     load_row + 2 * i < rows_left && 8 * load_chunk < cols_left);
+      from += args.cols / 4;
+    }
+    load_from += FastTile::kChunks;
+  };
+  load();
+
+  // The column-wise copy's outer scales of the s-th tile.
+  const bool column_per_token = column.scheme == Scheme::kPerToken;
+  const auto make_column_outers = [&](int s) {
+    if (!has_column || t >= (column_per_token ? kTileColumns : 1)) return;
+    const int64_t c = first_column + s * kTileColumns + t;
+    const int64_t place = column_per_token ? rows.group * args.cols + c : rows.group;
+    tile.stage[s % 2].column_outers.Set(column_per_token ? FastStage::Outer(t) : 0,
+                                        c < args.cols ? column.amax[place] : 0.0f,
+                                        column.encode.bound);
+  };
+  make_column_outers(0);
+  const bool row_per_token = row.scheme == Scheme::kPerToken;
+  const int outer_row = t - kTileColumns;
+  if (has_row && outer_row >= 0 && outer_row < (row_per_token ? rows_left : 1)) {
+    tile.row_outers.Set(outer_row, row.amax[row_per_token ? first_row + outer_row : rows.group],
+                        row.encode.bound);
+  }
+
+  uint2* row_packed = reinterpret_cast<uint2*>(row.packed) +
+                      (first_row + band * kBlockSize + lane / kTileBlocks) * row_blocks +
+                      first_column / kBlockSize + lane % kTileBlocks;
+  // Of column t / 8 of the tile, and every 32nd.
+  uint2* column_packed =
+      reinterpret_cast<uint2*>(column.packed) + rows.group_row / kBlockSize * args.cols +
+      (first_column + t / kTileBlocks) * column_blocks + rows.row / kBlockSize + t % kTileBlocks;
+  const bool stores_row_scales = t < kTileRows;
+  ScaleCursor scales =
+      stores_row_scales
+          ? ScaleCursor(row.swizzle,
+                        row.scale + (row.swizzle ? rows.first_tile * SwizzledBytes(128, row_blocks)
+                                                 : rows.group_row * row_blocks),
+                        rows.row, first_column / kBlockSize, rows.group_rows, row_blocks, 0,
+                        kTileBlocks)
+          : ScaleCursor(
+                column.swizzle,
+                column.scale + (column.swizzle ? rows.first_scale_tile * SwizzledBytes(args.cols, 4)
+                                               : rows.group_row * row_blocks),
+                first_column, rows.row / kBlockSize, args.cols, column_blocks, kTileRows, 0);
+  __syncthreads();
+
+  const bool band_exists = band * kBlockSize < rows_left;
+  for (int s = 0; cols_left > 0; ++s) {
+    FastStage& stage = tile.stage[s % 2];
+    WaitForCopies();
+    __syncwarp();
+    if (has_row && band_exists) {
+      EncodeRowsFast<T>(row, tile, band, lane, row_packed, 4 * row_blocks, rows_left,
+                        lane % kTileBlocks * kBlockSize < cols_left, stage.scale[kRowwise]);
+    } else {
+      stage.scale[kRowwise][t] = 0;
+    }
+    const uint32_t* words =
+        reinterpret_cast<const uint32_t*>(tile.x + band * kBlockSize * FastTile::kChunks);
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int c = half * 64 + 2 * lane;
+      uint32_t raw[kBlockSize];
+#pragma unroll
+      for (int r = 0; r < kBlockSize; ++r) {
+        raw[r] = words[(r * FastTile::kChunks + FastTile::Chunk(c / 8)) * 4 + lane % 4];
+      }
+      if (half == 1) {  // all of the tile is in registers: the next one may come
+        __syncwarp();
+        cols_left -= kTileColumns;
+        if (cols_left > 0) load();
+        cols_left += kTileColumns;
+      }
+      if (has_column && band_exists) {
+        EncodeColumnsFast<T, kRht>(column, raw, band, c, c < cols_left, stage);
+      } else {
+        uint8_t* zeros =
+            reinterpret_cast<uint8_t*>(stage.scale[kColumnwise]) + c * kTileBlocks + band;
+        zeros[0] = zeros[kTileBlocks] = 0;
+      }
+    }
+    if (cols_left > kTileColumns) make_column_outers(s + 1);
+    __syncthreads();
+    if (stores_row_scales ? has_row : has_column) {
+      scales.Store(stage.scale[stores_row_scales ? kRowwise : kColumnwise]);
+    }
+    if (has_column) {
+      const int c = t / kTileBlocks, other = t % kTileBlocks;
+      const int place = FastStage::Codes(c, other);
+      uint2* to = column_packed;
+#pragma unroll
+      for (int i = 0; i < kBlocksEach; ++i) {
+        if (other * kBlockSize < rows_left && c + 32 * i < cols_left) {
+          *to = stage.codes[place + i * 32 * kTileBlocks];
+        }
+        to += 32 * column_blocks;
+      }
+      column_packed = to;
+    }
+    row_packed += kTileBlocks;
+    cols_left -= kTileColumns;
+  }
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_

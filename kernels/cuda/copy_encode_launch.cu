@@ -1,0 +1,85 @@
+#include <iterator>
+
+#include "kernels/cuda/copy_encode_fast.cuh"
+#include "kernels/cuda/copy_encode_kernel.cuh"
+#include "kernels/cuda/copy_encode_launch.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kConfigs = static_cast<int>(std::size(kCopyEncodeConfigs));
+constexpr int kMethods = 5;
+
+template <typename... Args>
+void LaunchWithShared(void (*kernel)(Args...), int64_t grid, int shared, cudaStream_t stream,
+                      const Args&... args) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  kernel<<<static_cast<unsigned>(grid), kEncodeThreads, shared, stream>>>(args...);
+}
+
+cudaError_t LaunchAny(DType dtype, EncodeMethod method, const CopyEncodeArgs& args,
+                      cudaStream_t stream) {
+  const unsigned column_tiles =
+      static_cast<unsigned>((args.cols + kTileColumns - 1) / kTileColumns);
+  const int64_t grid = MostTiles(args.rows, args.group_count) * column_tiles;
+  return DispatchInput(dtype, [&](auto type) {
+    using T = decltype(type);
+    DispatchIndex<kMethods>(static_cast<int>(method), [&](auto index) {
+      constexpr EncodeMethod kMethod = static_cast<EncodeMethod>(int{index});
+      LaunchWithShared(CopyEncodeKernel<T, kMethod>, grid, sizeof(EncodeTile<T>), stream, args,
+                       column_tiles);
+    });
+  });
+}
+
+bool IsFast(const EncodedCopy& copy) {
+  return copy.packed == nullptr || (copy.method == EncodeMethod::kRuntime &&
+                                    !copy.encode.stochastic && copy.scheme != Scheme::kTile2d);
+}
+
+// Whether CopyEncodeFastKernel does it.
+bool IsFast(DType dtype, const CopyEncodeArgs& args) {
+  return dtype != DType::kF32 && IsFast(args.row) && IsFast(args.column) &&
+         (args.row.packed == nullptr || args.row.rht == Rht::kNone) &&
+         (args.column.packed == nullptr || args.column.rht != Rht::kNoSigns);
+}
+
+cudaError_t LaunchFast(DType dtype, const CopyEncodeArgs& args, int config, cudaStream_t stream) {
+  const int strip_tiles = kCopyEncodeConfigs[config].strip_tiles;
+  const int64_t strip = int64_t{kTileColumns} * strip_tiles;
+  const unsigned strips = static_cast<unsigned>((args.cols + strip - 1) / strip);
+  const int64_t grid = MostTiles(args.rows, args.group_count) * strips;
+  const bool rotated = args.column.packed != nullptr && args.column.rht != Rht::kNone;
+  const auto launch = [&](auto type) {
+    using T = decltype(type);
+    DispatchIndex<kConfigs>(config, [&](auto index) {
+      constexpr int kThreadBlocks = kCopyEncodeConfigs[index].thread_blocks;
+      LaunchWithShared(rotated ? CopyEncodeFastKernel<T, Rht::kSigns, kThreadBlocks>
+                               : CopyEncodeFastKernel<T, Rht::kNone, kThreadBlocks>,
+                       grid, sizeof(FastTile), stream, args, strips, strip_tiles);
+    });
+  };
+  dtype == DType::kBf16 ? launch(Bf16{}) : launch(F16{});
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t LaunchCopyEncode(DType dtype, const CopyEncodeArgs& args, int config,
+                             cudaStream_t stream) {
+  if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
+  if (args.rows == 0 || args.group_count == 0) return cudaSuccess;
+  if (IsFast(dtype, args)) return LaunchFast(dtype, args, config, stream);
+  const bool has_row = args.row.packed != nullptr, has_column = args.column.packed != nullptr;
+  if (has_row != has_column || args.row.method == args.column.method) {
+    return LaunchAny(dtype, has_row ? args.row.method : args.column.method, args, stream);
+  }
+  CopyEncodeArgs one = args;
+  one.column.packed = nullptr;
+  if (cudaError_t error = LaunchAny(dtype, args.row.method, one, stream)) return error;
+  one.column.packed = args.column.packed;
+  one.row.packed = nullptr;
+  return LaunchAny(dtype, args.column.method, one, stream);
+}
+
+}  // namespace nibble

@@ -1,0 +1,196 @@
+// The plain runtime rule for a block of bf16 or fp16 values that lies packed in registers, two to a
+// word: what both copies of a matrix are encoded by, in about ten operations an element. The bytes
+// are those of EncodeBlock, which takes over where a block is out of the ordinary.
+#ifndef NIBBLE_KERNELS_CUDA_FAST_BLOCK_CUH_
+#define NIBBLE_KERNELS_CUDA_FAST_BLOCK_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/block_encode.cuh"
+#include "kernels/cuda/block_load.cuh"
+#include "kernels/cuda/rotate.cuh"
+
+namespace nibble {
+
+// What an outer amax decides; `decode` is in reciprocal units (1 / kCodeUnit), and 0 where the
+// shortcuts do not hold.
+struct FastOuter {
+  float factor;
+  float decode;
+};
+
+__device__ __forceinline__ FastOuter MakeFastOuter(float amax, float bound) {
+  const OuterScales outer = MakeOuterScales<false>(amax, bound, ErrorPath::kFast);
+  return {outer.block_factor,
+          outer.regular ? MulRn(outer.context.global.decode_scale, 1.0f / kCodeUnit) : 0.0f};
+}
+
+// In which order a block's elements lie in its eight words.
+enum class Pairing {
+  kNeighbours,  // word j: 2j, 2j + 1
+  kInterleaved  // of each eight elements: 1 5, 3 7, 0 4, 2 6
+};
+
+// The two elements of a word.
+__device__ __forceinline__ constexpr int FirstOf(Pairing pairing, int word) {
+  return pairing == Pairing::kNeighbours ? 2 * word
+                                         : word / 4 * 8 + (word % 2 * 2) + (word % 4 < 2 ? 1 : 0);
+}
+__device__ __forceinline__ constexpr int SecondOf(Pairing pairing, int word) {
+  return FirstOf(pairing, word) + (pairing == Pairing::kNeighbours ? 1 : 4);
+}
+
+struct PackedBlock {
+  uint32_t word[kBlockSize / 2];
+};
+
+// Rht16 with its result rounded to the type and packed. Multiplying by 1/4 first changes nothing:
+// bf16 and fp16 values and their sums are multiples of 2^-133, so that none becomes subnormal
+// enough to lose a bit.
+template <Rht kRht, typename T>
+__device__ __forceinline__ PackedBlock RotatePacked(T, const float (&in)[kBlockSize]) {
+  constexpr uint32_t kSigns = RhtSigns(kRht);
+  float x[kBlockSize];
+#pragma unroll
+  for (int i = 0; i < kBlockSize; i += 2) {
+    const float b = MulRn(in[i + 1], kSigns >> (i + 1) & 1 ? -0.25f : 0.25f);
+    const float quarter = kSigns >> i & 1 ? -0.25f : 0.25f;
+    x[i] = FmaRn(in[i], quarter, b);
+    x[i + 1] = FmaRn(in[i], quarter, -b);
+  }
+#pragma unroll
+  for (int distance = 2; distance < kBlockSize; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kBlockSize; ++i) {
+      if (i & distance) continue;
+      const float a = x[i], b = x[i + distance];
+      x[i] = AddRn(a, b);
+      x[i + distance] = SubRn(a, b);
+    }
+  }
+  PackedBlock block;
+#pragma unroll
+  for (int j = 0; j < kBlockSize / 2; ++j) {
+    block.word[j] =
+        PackPair(T{}, x[FirstOf(Pairing::kInterleaved, j)], x[SecondOf(Pairing::kInterleaved, j)]);
+  }
+  return block;
+}
+
+// -0 becomes 0: code 0 has no sign.
+__device__ __forceinline__ uint32_t WithoutNegativeZero(Bf16, uint32_t word) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x3F803F80u), "r"(0u));
+  return result;
+}
+__device__ __forceinline__ uint32_t WithoutNegativeZero(F16, uint32_t word) {
+  uint32_t result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x3C003C00u), "r"(0u));
+  return result;
+}
+
+// The largest magnitude.
+template <typename T>
+__device__ __forceinline__ float PackedMagnitude(T, const PackedBlock& block) {
+  uint32_t largest = 0;
+#pragma unroll
+  for (int j = 0; j < kBlockSize / 2; j += 2) {
+    largest = __vimax3_u16x2(largest, block.word[j] & 0x7FFF7FFFu, block.word[j + 1] & 0x7FFF7FFFu);
+  }
+  return Unpack(T{}, max(largest & 0xFFFFu, largest >> 16)).x;
+}
+
+// Scale codes by the hardware's conversion, which saturates and rounds as E4m3Encode does.
+__device__ __forceinline__ uint32_t E4m3FromFloat(float x) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(0.0f), "f"(x));
+  return codes;
+}
+__device__ __forceinline__ float FloatFromE4m3(uint32_t code) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(code)));
+  return Unpack(F16{}, halves).x;
+}
+
+// Of a number between 2^-126 and 2^120, correctly rounded.
+__device__ __forceinline__ float FastReciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return FmaRn(r, FmaRn(-x, r, 1.0f), r);
+}
+
+// Eight codes from half a block's words. factor: the block's encode scale in units.
+template <Pairing kPairing, typename T>
+__device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float factor) {
+  float q[8];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 pair = Unpack(T{}, word[j]);
+    const float values[2] = {pair.x, pair.y};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      // As RoundE2m1Unit, less the clamp: nothing here is as large as 7.
+      const float a = MulRn(fabsf(values[half]), factor);
+      const float m = fmaxf(a, (1.0f + 0x1p-22f) * kCodeUnit);
+      q[half == 0 ? FirstOf(kPairing, j) : SecondOf(kPairing, j)] =
+          FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, a));
+    }
+  }
+  const uint32_t even = IndexBytes(q[0], q[2], q[4], q[6]);
+  const uint32_t odd = IndexBytes(q[1], q[3], q[5], q[7]);
+  uint32_t even_signs, odd_signs;
+  const uint32_t low = PermuteBytes(word[0], word[1], 0x7351);
+  const uint32_t high = PermuteBytes(word[2], word[3], 0x7351);
+  if (kPairing == Pairing::kInterleaved) {
+    odd_signs = low;
+    even_signs = high;
+  } else {
+    even_signs = PermuteBytes(low, high, 0x5410);
+    odd_signs = PermuteBytes(low, high, 0x7632);
+  }
+  const uint32_t signs = (odd_signs & 0x80808080u) | ((even_signs >> 4) & 0x08080808u);
+  return (even >> 1) + odd * 8 + signs;
+}
+
+// Out of line: outside of the shortcuts' ranges.
+template <Pairing kPairing, typename T>
+__device__ __noinline__ EncodedBlock EncodeSlowly(PackedBlock block, float outer_amax,
+                                                  float bound) {
+  float x[kBlockSize];
+#pragma unroll
+  for (int j = 0; j < kBlockSize / 2; ++j) {
+    const float2 pair = Unpack(T{}, block.word[j]);
+    x[FirstOf(kPairing, j)] = pair.x;
+    x[SecondOf(kPairing, j)] = pair.y;
+  }
+  using E = Encoding<false, EncodeMethod::kRuntime>;
+  EncodeParams params = {};
+  params.bound = bound;
+  return EncodeBlock<E>(x, BlockMagnitude(x), MakeOuter<E>(outer_amax, params), params, 0);
+}
+
+// outer_amax(): what `outer` was made of.
+template <Pairing kPairing, typename T, typename OuterAmax>
+__device__ __forceinline__ EncodedBlock EncodeFast(T, PackedBlock block, const FastOuter& outer,
+                                                   float bound, const OuterAmax& outer_amax) {
+#pragma unroll
+  for (int j = 0; j < kBlockSize / 2; ++j) {
+    block.word[j] = WithoutNegativeZero(T{}, block.word[j]);
+  }
+  const float amax = PackedMagnitude(T{}, block);
+  const uint32_t scale = E4m3FromFloat(MulRn(amax, outer.factor));
+  // Of a scale or an outer scale of 0 only zeros come through the test below: the least magnitude
+  // of either type is 2^-133.
+  const float product = fmaxf(MulRn(FloatFromE4m3(scale), outer.decode), 0x1p-126f);
+  const float factor = FastReciprocal(product);
+  if (!(MulRn(amax, factor) < 7 * kCodeUnit)) {
+    return EncodeSlowly<kPairing, T>(block, outer_amax(), bound);
+  }
+  return {static_cast<uint8_t>(scale),
+          {{FastCodes<kPairing>(T{}, block.word, factor),
+            FastCodes<kPairing>(T{}, block.word + 4, factor)}}};
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_CUDA_FAST_BLOCK_CUH_
