@@ -451,6 +451,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
       const unsigned entry = own.queue[lane < queued ? lane : 0], next = own.queue[lane + 32];
       __syncwarp();
       own.queue[lane] = next;
+      __syncwarp();
       const int row = static_cast<int>(entry >> 8), k = static_cast<int>(entry & 0xFF);
       float w[kBlockSize];
       LoadBlock<T>(args.x, block_of(first_row + row), w);
