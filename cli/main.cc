@@ -94,6 +94,12 @@ struct BackendFlags {
   }
 };
 
+// CLI11 takes an empty word for 0, or for an option that was not given.
+CLI::Validator NotEmpty() {
+  return CLI::Validator(
+      [](std::string& word) { return word.empty() ? "expected a value, got nothing" : ""; }, "");
+}
+
 CLI::Option* AddE4m3Max(CLI::App* app, int& value, const std::string& help) {
   return app->add_option("--e4m3-max", value, help)->check(CLI::IsMember({448, 256}));
 }
@@ -193,8 +199,9 @@ struct SweepCommand {
     AddInput(app, in, out);
     hessian_option =
         app->add_option("--hessian", hessian, "tensor [columns/16, 16, 16] that weighs the loss");
-    global_amax_option = app->add_option("--global-amax", global_amax,
-                                         "amax of the global scale [the tensor's own]");
+    global_amax_option =
+        app->add_option("--global-amax", global_amax, "amax of the global scale [the tensor's own]")
+            ->check(NotEmpty());
     AddE4m3Max(app, e4m3_max, "what the global scale aims at")->capture_default_str();
     AddEnum(app, "--method", method, "how to search; exhaustive and pruned find the same");
     grid_options = {
@@ -336,7 +343,8 @@ struct TuneCommand {
     app->add_option("--device", device, "cuda:N")->capture_default_str();
     app->add_option("--shapes", shapes, "ROWSxCOLUMNS, with commas between them [small to large]")
         ->delimiter(',');
-    app->add_option("--out", out, "store to add the picks to [the one that is used]");
+    app->add_option("--out", out, "store to add the picks to [the one that is used]")
+        ->check(NotEmpty());
   }
 
   static std::string NameOfRow(const TuneRow& row) {

@@ -203,8 +203,9 @@ struct BackendOptions {
 // The N of "cuda:N"; nullopt for any other name.
 std::optional<int> CudaDeviceOf(std::string_view name);
 
-// By name: "auto" (the best there is), "cpu", "cpu-scalar" (the plain reference), "cuda:N". One
-// asked for by name never falls back: Unavailable where it does not exist here.
+// By name: "auto" (the CPU: a GPU is never used unasked), "cpu", "cpu-scalar" (the plain
+// reference), "cuda:N". One asked for by name never falls back: Unavailable where it does not exist
+// here.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
                                                      const BackendOptions& options = {});
 

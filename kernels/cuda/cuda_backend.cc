@@ -463,11 +463,6 @@ class CudaBackend final : public Backend {
     return absl::OkStatus();
   }
 
-  static absl::Status NotYet(const char* what) {
-    return absl::UnimplementedError(absl::StrCat(
-        "backend: expected another operation on cuda, got ", what, ": use --backend cpu"));
-  }
-
   const int device_;
   const cudaStream_t stream_;
   const std::string name_;

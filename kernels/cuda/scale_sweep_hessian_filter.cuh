@@ -33,7 +33,6 @@ namespace nibble {
 inline constexpr float kHessianFilterError = 0x1p-8f;
 inline constexpr int kHessianTableEnd = 97;  // codes that scaled blocks can reach end below it
 inline constexpr int kHessianFirstRound = -2, kHessianLastRound = 5;  // of 8 codes, from k0 on
-inline constexpr int kHessianRounds = kHessianLastRound - kHessianFirstRound + 1;
 
 __device__ __forceinline__ uint32_t PackHalves(float low, float high) {
   uint32_t pair;

@@ -38,13 +38,13 @@ inline constexpr int kRepresentative = 64;  // the code of mantissa 0 that the t
 // A row's four words hold three sums each: bits 0..10 and 11..21 in units of scale^2 / 256, bits
 // 22..31 in twice that. The likeliest winners have the finer ones. A row's entry is at most 255
 // (127), so that 16 of them and a penalty of 1024 carry at most twice into the next field: sums are
-// lower bounds once 2 is subtracted, and a field that overflows merely bounds less.
+// lower bounds once kCarries are subtracted, and a field that overflows merely bounds less.
 inline constexpr float kBoundUnits = 256.0f;
 __host__ __device__ constexpr int CandidateOf(int word, int field) {
   return field < 2 ? 3 + 2 * word + field : word < 3 ? word : 11;
 }
 __host__ __device__ constexpr int FieldShift(int field) { return 11 * field; }
-inline constexpr int kCarries = 2;
+inline constexpr int kCarries = 4;  // two into the coarser field
 
 // The least of |a - q * scale|^2 over a in [low, high] and E2M1 magnitudes q.
 __device__ inline double LeastSquare(double low, double high, double scale) {

@@ -10,12 +10,16 @@ namespace {
 constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
 
 struct Device {
-  int multiprocessors = 0, shared_bytes = 0;
+  int major = 0, multiprocessors = 0, shared_bytes = 0;
 };
 
 cudaError_t QueryDevice(Device* device) {
   int id = 0;
   if (cudaError_t error = cudaGetDevice(&id)) return error;
+  if (cudaError_t error =
+          cudaDeviceGetAttribute(&device->major, cudaDevAttrComputeCapabilityMajor, id)) {
+    return error;
+  }
   if (cudaError_t error =
           cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id)) {
     return error;
@@ -43,7 +47,7 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
   }
   Device device;
   if (cudaError_t error = QueryDevice(&device)) return error;
-  cudaError_t attribute_error = cudaSuccess;
+  cudaError_t launch_error = cudaSuccess;
   const cudaError_t error = DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
     constexpr int kThreads = 128;
@@ -56,13 +60,13 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       constexpr int kShared = sizeof(ScaleSweepShared<kWarps, kBlocksPerThread>);
       if (kShared > device.shared_bytes) return false;
       const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread, encode>;
-      attribute_error =
+      launch_error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-      if (attribute_error != cudaSuccess) return true;
+      if (launch_error != cudaSuccess) return true;
       constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
       const int64_t grid = std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock,
                                              device.multiprocessors);
-      // Starts beside the kernel that makes the tables and waits for it inside.
+      // Starts beside the kernel that makes the tables and waits for it inside, where a device can.
       cudaLaunchAttribute overlap = {};
       overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -72,20 +76,24 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       launch_config.dynamicSmemBytes = kShared;
       launch_config.stream = stream;
       launch_config.attrs = &overlap;
-      launch_config.numAttrs = 1;
+      launch_config.numAttrs = device.major >= 9 ? 1 : 0;
       cudaLaunchKernelEx(&launch_config, kernel, args);
       return true;
     };
     DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr std::integral_constant<int, kConfigs - 1> kFitsEverywhere;
+      const auto launch_what_fits = [&](auto encode) {
+        if (launch(index, encode) || launch(kFitsEverywhere, encode)) return;
+        launch_error = cudaErrorInvalidConfiguration;
+      };
       if (args.encode.packed != nullptr) {
-        if (!launch(index, std::true_type())) launch(kFitsEverywhere, std::true_type());
+        launch_what_fits(std::true_type());
       } else {
-        if (!launch(index, std::false_type())) launch(kFitsEverywhere, std::false_type());
+        launch_what_fits(std::false_type());
       }
     });
   });
-  return attribute_error != cudaSuccess ? attribute_error : error;
+  return launch_error != cudaSuccess ? launch_error : error;
 }
 
 }  // namespace nibble
