@@ -1,0 +1,82 @@
+// What happens to each tensor of a model, and why. A plain value: `nibble plan` prints it, the
+// pipeline carries it out.
+#ifndef NIBBLE_POLICIES_PLAN_H_
+#define NIBBLE_POLICIES_PLAN_H_
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/enum_names.h"
+#include "policies/model.h"
+#include "policies/recipe.h"
+
+namespace nibble {
+
+// How a tensor's elements make matrices of N outputs by K inputs, which is what is quantized.
+enum class WeightForm : uint8_t {
+  kMatrix,         // [N, K]
+  kExpertRows,     // [E, N, K]: exported as E (down_proj) or 2 E (gate_proj, up_proj) matrices
+  kExpertColumns,  // [E, K, N], the orientation of batched products: stays one tensor, one scale
+};
+template <>
+inline constexpr std::array<std::string_view, 3> kEnumNames<WeightForm> = {"matrix", "expert_rows",
+                                                                           "expert_columns"};
+
+struct PlanRow {
+  ModelTensor tensor;
+  std::string module;  // the tensor's name without ".weight": what rules match
+  ModuleKind kind = ModuleKind::kOther;
+  int64_t layer = -1;  // -1: outside of the layers
+  bool quantize = false;
+  bool warn = false;  // a rule asked for it but the tensor cannot be quantized
+  std::string why;    // one line: the rule and its place, or what stands against it
+  int rule = -1;      // of the recipe's, which decided; -1: none of them
+
+  // Only where `quantize`:
+  WeightForm form = WeightForm::kMatrix;
+  Treatment treatment = {};
+  int group = -1;        // in Plan::groups
+  int input_group = -1;  // rows of one input_group are given the same input scale
+
+  int64_t bytes_before = 0, bytes_after = 0;
+
+  friend bool operator==(const PlanRow&, const PlanRow&) = default;
+};
+
+// Rows that share one global amax. Each quantized row is in one group, if need be alone.
+struct FusedGroup {
+  std::string name;       // "model.layers.0.self_attn.{q,k,v}_proj", or the module's where alone
+  std::vector<int> rows;  // in Plan::rows, ascending
+
+  friend bool operator==(const FusedGroup&, const FusedGroup&) = default;
+};
+
+struct Plan {
+  std::vector<PlanRow> rows;  // every tensor of the model, in natural order of names (2 before 10)
+  std::vector<FusedGroup> groups;  // in the order of their first rows
+  int input_groups = 0;
+  std::vector<std::string> warnings;
+
+  friend bool operator==(const Plan&, const Plan&) = default;
+};
+
+struct PlanOptions {
+  bool strict = false;  // a row that would warn is an error
+};
+
+// InvalidArgument where the recipe quantizes nothing, or where members of a fused group would be
+// treated differently; Unimplemented, naming them, for tensors of a type that cannot be read yet
+// (FP8 blocks, MXFP4, weights that are quantized already).
+absl::StatusOr<Plan> MakePlan(const Recipe& recipe, const Model& model,
+                              const PlanOptions& options = {});
+
+// Both end with a newline.
+std::string PlanAsText(const Plan& plan);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_POLICIES_PLAN_H_
