@@ -61,13 +61,20 @@ struct ScaleSet {
   friend bool operator==(const ScaleSet&, const ScaleSet&) = default;
 };
 
-// Collect is called once for each member of a fused group: they share one global amax.
+// Collect is called once for each member of a fused group: they share one global amax. Collect and
+// Merge are FailedPrecondition once Compute or Quantize was called, until Reset: a member that came
+// later would have another global scale than the ones before it. Without members, and for another
+// number of columns, so are Compute and Quantize.
 class WeightCalibrator : public Calibrator {
  public:
   virtual bool needs_hessians() const { return false; }
-  // Of the members' common input: columns / 16 slices of 16 x 16 floats, as AccumulateHessian makes
-  // them. Without, local_hessian is the plain sweep.
+  // Of the members' common input: columns / 16 slices of 16 x 16 floats, sums as AccumulateHessian
+  // makes them or means. Without, local_hessian is the plain sweep; so it is for slices that are
+  // all zero. InvalidArgument where the method takes none; FailedPrecondition for another size and
+  // for NaN and infinity.
   virtual absl::Status SetHessians(std::vector<float> hessians);
+  // Whether Hessians would be used and there are none.
+  virtual bool fell_back() const { return false; }
 
   // For one member, after all were collected.
   virtual absl::StatusOr<ScaleSet> Compute(const MatrixView& weight, Backend& backend) = 0;
@@ -86,7 +93,16 @@ class ActivationCalibrator : public Calibrator {
   virtual absl::StatusOr<float> Compute() const = 0;
 };
 
-// By the method's name; InvalidArgument for a specification that no recipe could have.
+// The parameters that a method has unless told otherwise, by its name (NamesOf<WeightMethod> and
+// NamesOf<ActivationMethod>); InvalidArgument with these names for another.
+absl::StatusOr<WeightSpec> DefaultWeightSpec(std::string_view method);
+absl::StatusOr<ActivationSpec> DefaultActivationSpec(std::string_view method);
+
+// InvalidArgument for a specification that no recipe could have.
+absl::Status Validate(const WeightSpec& spec);
+absl::Status Validate(const ActivationSpec& spec);
+
+// InvalidArgument as Validate says.
 absl::StatusOr<std::unique_ptr<WeightCalibrator>> MakeWeightCalibrator(const WeightSpec& spec);
 absl::StatusOr<std::unique_ptr<ActivationCalibrator>> MakeActivationCalibrator(
     const ActivationSpec& spec);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "cli/calibration_command.h"
 #include "cli/flags.h"
 #include "cli/recipes_command.h"
 #include "cli/report.h"
@@ -361,6 +362,10 @@ int Main(int argc, char** argv) {
   AddCommand<QuantizeCommand>(tensor, "quantize", "codes, block scales and amax", result);
   AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
+  CLI::App* calibration = app.add_subcommand("calibration", "files of what inputs looked like");
+  AddCommand<CalibrationCollectCommand>(calibration, "collect", "from captured activations",
+                                        result);
+  AddCommand<CalibrationMergeCommand>(calibration, "merge", "of several runs or ranks", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
   AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
@@ -381,7 +386,7 @@ int Main(int argc, char** argv) {
         absl::ResourceExhaustedError("memory: expected a tensor that fits, got a larger"));
   }
   // CLI11's own check for a missing command would hide an unknown one.
-  const CLI::App& level = tensor->parsed() ? *tensor : app;
+  const CLI::App& level = tensor->parsed() ? *tensor : calibration->parsed() ? *calibration : app;
   if (level.get_subcommands().empty()) {
     result = absl::InvalidArgumentError("command: expected one that `--help` lists, got none");
   }

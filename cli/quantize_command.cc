@@ -8,7 +8,6 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/progress.h"
-#include "cli/recipe_flags.h"
 #include "io/atomic_file.h"
 
 namespace nibble {
@@ -21,10 +20,8 @@ constexpr int kCudaStreams = 3;
 
 QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
   app->add_option("MODEL", request_.model, "Hugging Face model folder")->required();
-  app->add_option("--recipe", recipe_, "a name that `nibble recipes` lists, or a YAML file")
-      ->required();
+  recipe_.Add(app);
   app->add_option("--out", request_.out, "folder to make")->required();
-  app->add_option("--set", overrides_, "KEY=VALUE of the recipe, e.g. export.shard_size=2GB");
   format_option_ = AddEnum(app, "--format", format_, "instead of the recipe's export.format");
   app->add_option("--calib", request_.calibration,
                   "saved calibrator state, or captured activations (safetensors)")
@@ -43,7 +40,7 @@ QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
 }
 
 absl::Status QuantizeModelCommand::Run() {
-  NIBBLE_ASSIGN_OR_RETURN(request_.recipe, LoadRecipeOfUser(recipe_, overrides_));
+  NIBBLE_ASSIGN_OR_RETURN(request_.recipe, recipe_.Load());
   if (format_option_->count() > 0) request_.recipe.output.format = format_;
   std::vector<std::unique_ptr<Backend>> backends;
   const int count = CudaDeviceOf(backend_.name) ? kCudaStreams : 1;

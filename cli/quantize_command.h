@@ -3,7 +3,6 @@
 #define NIBBLE_CLI_QUANTIZE_COMMAND_H_
 
 #include <string>
-#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
@@ -19,8 +18,8 @@ class QuantizeModelCommand {
 
  private:
   QuantizeModelRequest request_;
-  std::string recipe_, report_;
-  std::vector<std::string> overrides_;
+  RecipeFlags recipe_;
+  std::string report_;
   ExportFormat format_ = ExportFormat::kModelopt;
   CLI::Option* format_option_;
   bool quiet_ = false, json_log_ = false;

@@ -277,7 +277,7 @@ class Job {
       asked[group] = true;
       first[group] = first[group] ? first[group] : &row;
       std::optional<float> amax;
-      if (!NeedsCalibration(spec)) {
+      if (!NeedsCalibration(row.treatment)) {
         NIBBLE_ASSIGN_OR_RETURN(const auto constant, MakeActivationCalibrator(spec));
         NIBBLE_ASSIGN_OR_RETURN(amax, constant->Compute());
       } else if (calibration_) {
