@@ -464,13 +464,11 @@ class Job {
       NIBBLE_RETURN_IF_ERROR(WriteTask(order[i]));
       const Task& task = tasks_[order[i]];
       written_weights_ += task.weights;
-      if (progress_) {
-        progress_({.weights = written_weights_,
-                   .all_weights = all_weights_,
-                   .seconds = SecondsSince(start),
-                   .tensor = TensorOf(task.rows.back()).name});
-      }
-      return absl::OkStatus();
+      if (!progress_) return absl::OkStatus();
+      return progress_({.weights = written_weights_,
+                        .all_weights = all_weights_,
+                        .seconds = SecondsSince(start),
+                        .tensor = TensorOf(task.rows.back()).name});
     };
     return RunOverlapped(stages, static_cast<int>(backends_.size()), largest + kWindowBytes,
                          times_);

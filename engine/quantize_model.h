@@ -43,8 +43,8 @@ struct QuantizeModelProgress {
     return weights == 0 ? 0 : static_cast<double>(all_weights - weights) / rate();
   }
 };
-// Called from the thread that called QuantizeModel.
-using QuantizeModelSink = std::function<void(const QuantizeModelProgress&)>;
+// Called from the thread that called QuantizeModel; another status than OK ends the run with it.
+using QuantizeModelSink = std::function<absl::Status(const QuantizeModelProgress&)>;
 
 // The error of one quantized tensor (of one expert, where they are exported apart), from its stored
 // bytes.
