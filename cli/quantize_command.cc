@@ -51,8 +51,10 @@ absl::Status QuantizeModelCommand::Run() {
   Progress progress(quiet_      ? Progress::Form::kNone
                     : json_log_ ? Progress::Form::kJson
                                 : Progress::FormOfStderr());
-  const auto result =
-      QuantizeModel(request_, backends, [&](const QuantizeModelProgress& p) { progress.Show(p); });
+  const auto result = QuantizeModel(request_, backends, [&](const QuantizeModelProgress& step) {
+    progress.Show(step);
+    return absl::OkStatus();
+  });
   progress.Close();
   NIBBLE_RETURN_IF_ERROR(result.status());
   if (!report_.empty()) {

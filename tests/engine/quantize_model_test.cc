@@ -51,6 +51,17 @@ std::map<std::string, std::string> FilesOf(const std::string& folder) {
   return files;
 }
 
+QuantizeModelRequest Overwriting(QuantizeModelRequest request) {
+  request.overwrite = true;
+  return request;
+}
+
+std::string WithoutTimes(ModelSummary summary) {
+  summary.seconds = summary.read_seconds = summary.compute_seconds = summary.write_seconds = 0;
+  summary.resumed_shards = 0;
+  return ModelSummaryAsJson(summary);
+}
+
 class QuantizeModelTest : public ::testing::Test {
  protected:
   QuantizeModelRequest Request(const std::string& recipe = "nvfp4",
@@ -345,32 +356,80 @@ TEST_F(QuantizeModelTest, ARunThatFailedHalfwayIsResumedToTheSameBytes) {
   QuantizeModelRequest request = Request("nvfp4_mse");
   request.recipe.output.shard_bytes = 30'000;
   const auto straight = Result(request, Backends());
-  const auto straight_summary = [&] {
+  ASSERT_GT(std::ranges::count_if(
+                straight, [](const auto& file) { return file.first.ends_with(".safetensors"); }),
+            3);
+  const std::string summary = WithoutTimes(*Run(Overwriting(request)));
+  // Stopped after each step in turn, then resumed; now and then stopped twice.
+  bool complete = false;
+  for (int64_t stop = 1; !complete; stop += stop % 5 == 0 ? 7 : 1) {
+    SCOPED_TRACE(stop);
     fs::remove_all(request.out);
-    return Run(request);
-  }();
-  ASSERT_TRUE(straight_summary.ok());
-  fs::remove_all(request.out);
-
-  // A shard's file is missing, and another's note: they are made again, the others are not.
-  ASSERT_GT(straight_summary->shards, 3);
-  struct Stop {};
-  int64_t calls = 0;
-  try {
-    (void)QuantizeModel(request, Backends(), [&](const QuantizeModelProgress& progress) {
-      if (++calls > 1 && progress.weights * 3 > progress.all_weights * 2) throw Stop();
-    });
-    FAIL() << "ran to its end";
-  } catch (const Stop&) {
+    fs::remove_all(request.out + ".partial");
+    const auto run_until = [&](int64_t step) {
+      return QuantizeModel(request, Backends(), [&, calls = int64_t{0}](const auto&) mutable {
+        return ++calls == step ? absl::CancelledError("stop") : absl::OkStatus();
+      });
+    };
+    request.resume = false;
+    auto result = run_until(stop);
+    complete = result.ok();
+    if (complete) break;
+    ASSERT_TRUE(IsError(result, absl::StatusCode::kCancelled, "stop"));
+    EXPECT_FALSE(fs::exists(request.out));
+    EXPECT_TRUE(IsError(run_until(0), absl::StatusCode::kInvalidArgument, "--resume"));
+    request.resume = true;
+    if (stop % 3 == 0) (void)run_until(2);
+    result = run_until(0);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(straight, FilesOf(request.out));
+    EXPECT_EQ(summary, WithoutTimes(*result));
   }
 }
 
 TEST_F(QuantizeModelTest, RefusesToResumeWithAnotherRecipeSourceOrVersion) {
+  ModelOnPaper model = LlamaModel();
+  WriteModelFolder(folder_.path("model"), model);
+  const auto stopped = [](const QuantizeModelProgress&) { return absl::CancelledError("stop"); };
+  EXPECT_TRUE(absl::IsCancelled(QuantizeModel(Request(), Backends(), stopped).status()));
+  const auto refused = [&](QuantizeModelRequest request, const std::string& what) {
+    request.resume = true;
+    return IsError(Run(request), absl::StatusCode::kFailedPrecondition, "expected the " + what);
+  };
+  EXPECT_TRUE(refused(Request("nvfp4_mse"), "recipe"));
+  QuantizeModelRequest other = Request();
+  other.version = "another";
+  EXPECT_TRUE(refused(other, "version"));
+  model.FillZero("lm_head.weight");
+  fs::remove_all(folder_.path("model"));
+  WriteModelFolder(folder_.path("model"), model);
+  EXPECT_TRUE(refused(Request(), "source"));
+  EXPECT_TRUE(Run(Overwriting(Request())).ok());  // which drops it
+}
+
+TEST_F(QuantizeModelTest, ADryRunWritesNothing) {
   WriteModelFolder(folder_.path("model"), LlamaModel());
   QuantizeModelRequest request = Request();
-  fs::create_directories(request.out + ".partial");
-  fs::remove_all(request.out + ".partial");
+  request.dry_run = true;
+  const auto summary = Run(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_GT(summary->bytes_before, summary->bytes_after);
+  EXPECT_THAT(folder_.Names(), ::testing::ElementsAre("model"));
+}
+
+TEST_F(QuantizeModelTest, RefusesWhatIsNoModelAndPlacesThatAreTaken) {
+  QuantizeModelRequest request = Request();
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kNotFound, "model"));
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  request.out = request.model;
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kInvalidArgument, "never touched"));
+  request.out = folder_.path("out");
   ASSERT_TRUE(Run(request).ok());
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kInvalidArgument, "--overwrite"));
+  // A shard that is cut short.
+  fs::resize_file(folder_.path("model/model.safetensors"), 5000);
+  EXPECT_TRUE(IsError(Run(Overwriting(request)), absl::StatusCode::kDataLoss, "model.safetensors"));
+  EXPECT_TRUE(fs::exists(request.out + "/config.json"));
 }
 
 }  // namespace
