@@ -12,6 +12,8 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/flags.h"
+#include "cli/plan_command.h"
+#include "cli/recipes_command.h"
 #include "cli/report.h"
 #include "engine/compare_methods.h"
 #include "engine/inspect.h"
@@ -361,6 +363,8 @@ int Main(int argc, char** argv) {
   AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+  AddCommand<PlanCommand>(&app, "plan", "what a recipe makes of each tensor of a model", result);
+  AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {

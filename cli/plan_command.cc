@@ -6,12 +6,11 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/flags.h"
+#include "engine/find_recipe.h"
 #include "engine/plan_report.h"
 #include "engine/read_model.h"
 #include "io/model_folder.h"
-#include "io/text_file.h"
 #include "policies/plan.h"
-#include "policies/recipe.h"
 
 namespace nibble {
 
@@ -30,10 +29,7 @@ PlanCommand::PlanCommand(CLI::App* app) {
 }
 
 absl::Status PlanCommand::Run() {
-  constexpr size_t kMaxRecipeBytes = 1'000'000;
-  NIBBLE_ASSIGN_OR_RETURN(const Recipe rules, LoadRecipe(recipe, set, [](const std::string& path) {
-                            return ReadTextFile(path, kMaxRecipeBytes);
-                          }));
+  NIBBLE_ASSIGN_OR_RETURN(const Recipe rules, FindRecipe(recipe, set));
   NIBBLE_ASSIGN_OR_RETURN(const ModelFolder folder, ModelFolder::Open(model));
   NIBBLE_ASSIGN_OR_RETURN(const Model what, ReadModel(folder));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(rules, what, {.strict = strict}));

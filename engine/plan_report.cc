@@ -41,7 +41,10 @@ Json JsonOf(const Treatment& treatment) {
   if (w.method == WeightMethod::kMse) weights["fp8_scale_sweep"] = w.fp8_scale_sweep;
   const ActivationSpec& a = treatment.activations;
   Json activations = {{"format", NameOf(a.format)}};
-  if (a.format != ActivationFormat::kNone) activations["method"] = NameOf(a.method);
+  if (a.format != ActivationFormat::kNone) {
+    activations["scheme"] = NameOf(a.scheme);
+    activations["method"] = NameOf(a.method);
+  }
   return {{"weights", std::move(weights)}, {"activations", std::move(activations)}};
 }
 

@@ -228,10 +228,10 @@ class Planner {
       return absl::OkStatus();
     };
     if (layout.quantizable == Quantizability::kNever) {
-      return against(layout.reason, rule >= 0 && rules_.Names(rule, layout));
+      return against(layout.reason, asks && rules_.Names(rule, layout));
     }
     if (row.kind == ModuleKind::kLmHead && model_.tied_embeddings) {
-      return against("tied to the embeddings", rule >= 0 && rules_.Names(rule, layout));
+      return against("tied to the embeddings", asks && rules_.Names(rule, layout));
     }
     if (!IsQuantizable(row.tensor.dtype)) {
       return against(absl::StrCat("of type ", ToAbsl(DTypeName(row.tensor.dtype))), true);

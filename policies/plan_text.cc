@@ -92,7 +92,9 @@ std::string TreatmentName(const Treatment& treatment) {
   if (weights.fp8_scale_sweep) absl::StrAppend(&name, " with fp8_scale_sweep");
   const ActivationSpec& activations = treatment.activations;
   if (activations.format == ActivationFormat::kNone) return name + ", weight-only";
-  return absl::StrCat(name, ", activations ", ToAbsl(NameOf(activations.method)));
+  const bool per_token = activations.scheme == Scheme::kPerToken;
+  return absl::StrCat(name, ", activations ", per_token ? "per_token, " : "",
+                      ToAbsl(NameOf(activations.method)));
 }
 
 double PlanTotals::bits_per_weight() const { return BitsPer(bytes_after, weights); }
