@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "cli/flags.h"
 #include "cli/report.h"
+#include "cli/verify_command.h"
 #include "engine/compare_methods.h"
 #include "engine/inspect.h"
 #include "engine/synthetic.h"
@@ -361,6 +362,7 @@ int Main(int argc, char** argv) {
   AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+  AddCommand<VerifyCommand>(&app, "verify", "check a folder of a quantized model", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {

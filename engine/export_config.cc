@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "base/status.h"
 #include "base/text.h"
 #include "engine/export.h"
@@ -176,6 +177,15 @@ std::set<std::string> TiedHeads(const Modules& modules) {
 
 // --- modelopt -----------------------------------------------------------------------------------
 
+// A pattern for a name that occurs in a quantized module's: with one letter as a class it matches
+// only itself, by fnmatch and as SGLang's regular expression, and is a substring of nothing.
+std::string ExactPattern(const std::string& name) {
+  const auto at = std::find_if(name.rbegin(), name.rend(), absl::ascii_isalnum);
+  if (at == name.rend()) return name;
+  const size_t i = static_cast<size_t>(name.rend() - at) - 1;
+  return name.substr(0, i) + "[" + name[i] + "]" + name.substr(i + 1);
+}
+
 std::vector<std::string> ModeloptExcludes(const Modules& modules) {
   std::set<std::string> names = modules.kept;
   names.insert(modules.kept_embeddings.begin(), modules.kept_embeddings.end());
@@ -188,11 +198,7 @@ std::vector<std::string> ModeloptExcludes(const Modules& modules) {
     if (const auto experts = ExpertsOf(name)) {
       if (modules.kept_experts.contains(*experts)) continue;
     }
-    // As a one-letter class at its end, a name that occurs in a quantized module's matches only
-    // itself by fnmatch and as SGLang's regular expression, and is a substring of nothing.
-    patterns.insert(modules.IsQuantizedName(name)
-                        ? name.substr(0, name.size() - 1) + "[" + name.back() + "]"
-                        : name);
+    patterns.insert(modules.IsQuantizedName(name) ? ExactPattern(name) : name);
   }
   for (const std::string& experts : modules.kept_experts) {
     patterns.insert(experts);
