@@ -16,6 +16,7 @@
 #include "cli/plan_command.h"
 #include "cli/recipes_command.h"
 #include "cli/report.h"
+#include "cli/verify_command.h"
 #include "engine/compare_methods.h"
 #include "engine/inspect.h"
 #include "engine/synthetic.h"
@@ -368,8 +369,12 @@ int Main(int argc, char** argv) {
                                         result);
   AddCommand<CalibrationMergeCommand>(calibration, "merge", "of several runs or ranks", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+<<<<<<< HEAD
   AddCommand<PlanCommand>(&app, "plan", "what a recipe makes of each tensor of a model", result);
   AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
+=======
+  AddCommand<VerifyCommand>(&app, "verify", "check a folder of a quantized model", result);
+>>>>>>> refs/heads/export
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {
