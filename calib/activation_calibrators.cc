@@ -126,11 +126,11 @@ absl::Status Validate(const ActivationSpec& spec) {
         absl::StrCat("input_scale: expected more than 2^-126 and less than ",
                      kFloatMax / (kE2m1Max * kE4m3Max), ", got ", spec.input_scale));
   }
-  ActivationSpec plain;
-  plain.method = spec.method;
-  if (spec.method == ActivationMethod::kPercentile) plain.percentile = spec.percentile;
-  if (spec.method == ActivationMethod::kHeadroom) plain.headroom = spec.headroom;
-  if (spec.method == ActivationMethod::kConstant) plain.input_scale = spec.input_scale;
+  const ActivationSpec defaults;
+  ActivationSpec plain = spec;
+  if (spec.method != ActivationMethod::kPercentile) plain.percentile = defaults.percentile;
+  if (spec.method != ActivationMethod::kHeadroom) plain.headroom = defaults.headroom;
+  if (spec.method != ActivationMethod::kConstant) plain.input_scale = defaults.input_scale;
   if (spec == plain) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("activations: expected parameters of the method ",
                                                  ToAbsl(NameOf(spec.method)),

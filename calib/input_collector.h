@@ -20,7 +20,7 @@ namespace nibble {
 
 class InputCollector {
  public:
-  // Without Hessians a collector is a few kilobytes; with them 204 bytes a channel, and collecting
+  // Without Hessians a collector is a few kilobytes; with them 213 bytes a channel, and collecting
   // takes most of its time for them.
   explicit InputCollector(bool hessians = true) : has_hessians_(hessians) {}
 

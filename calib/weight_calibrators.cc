@@ -288,14 +288,12 @@ absl::Status Validate(const WeightSpec& spec) {
     return absl::InvalidArgumentError(
         absl::StrCat("e4m3_max: expected 448 or 256, got ", spec.e4m3_max));
   }
-  WeightSpec plain;
-  plain.method = spec.method;
-  plain.e4m3_max = spec.e4m3_max;
-  if (spec.method == WeightMethod::kMse) {
-    plain.fp8_scale_sweep = spec.fp8_scale_sweep;
-    if (!spec.fp8_scale_sweep) plain.multipliers = spec.multipliers;
-  }
-  if (spec.method == WeightMethod::kFourOverSix) plain.four_over_six = spec.four_over_six;
+  const WeightSpec defaults;
+  const bool mse = spec.method == WeightMethod::kMse;
+  WeightSpec plain = spec;
+  if (!mse) plain.fp8_scale_sweep = defaults.fp8_scale_sweep;
+  if (!mse || spec.fp8_scale_sweep) plain.multipliers = defaults.multipliers;
+  if (spec.method != WeightMethod::kFourOverSix) plain.four_over_six = defaults.four_over_six;
   if (!(spec == plain)) {
     return absl::InvalidArgumentError(absl::StrCat("weights: expected parameters of the method ",
                                                    ToAbsl(NameOf(spec.method)),

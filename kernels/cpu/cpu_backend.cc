@@ -164,6 +164,12 @@ class CpuBackend final : public Backend {
     return absl::OkStatus();
   }
 
+  // What is given, else the matrix's own, which proves it finite.
+  absl::StatusOr<float> GlobalAmax(const MatrixView& x, const std::optional<float>& given) {
+    if (given) return *given;
+    return DoAmax(x);
+  }
+
   // Whether `blocks` blocks from `first` on are all finite. Asked right before a piece is read for
   // something else, it costs little: they come from the cache then.
   bool AreFinite(const MatrixView& x, int64_t first, int64_t blocks) const {
@@ -421,9 +427,8 @@ class CpuBackend final : public Backend {
     // The Hessian sweep's pieces are bands of rows: a check of its own costs it nothing to speak
     // of.
     const bool known_finite = !params.global_amax || !hessians.empty();
-    float amax = 0;
-    if (known_finite) NIBBLE_ASSIGN_OR_RETURN(amax, DoAmax(x));
-    result.global_amax = params.global_amax.value_or(amax);
+    NIBBLE_ASSIGN_OR_RETURN(result.global_amax, GlobalAmax(x, params.global_amax));
+    if (params.global_amax && known_finite) NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int64_t blocks_per_row = x.cols / kBlockSize;
@@ -472,10 +477,9 @@ class CpuBackend final : public Backend {
   absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
                                   const MutablePackedView& out, SweptTensor& result) override {
     const bool known_finite = !params.global_amax;
-    float amax = 0;
-    if (known_finite) NIBBLE_ASSIGN_OR_RETURN(amax, DoAmax(x));
-    out.amax[0] = params.global_amax.value_or(amax);
-    const SweepTable table = MakeSweepTable(out.amax[0], static_cast<float>(params.e4m3_max));
+    NIBBLE_ASSIGN_OR_RETURN(const float global_amax, GlobalAmax(x, params.global_amax));
+    out.amax[0] = global_amax;
+    const SweepTable table = MakeSweepTable(global_amax, static_cast<float>(params.e4m3_max));
     QuantizeParams encode;
     encode.rule = Rule::kCheckpoint;
     encode.e4m3_max = params.e4m3_max;
@@ -528,9 +532,8 @@ class CpuBackend final : public Backend {
   absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                   SweepResult& result) override {
     const bool known_finite = !params.global_amax;
-    float amax = 0;
-    if (known_finite) NIBBLE_ASSIGN_OR_RETURN(amax, DoAmax(x));
-    result.global_amax = params.global_amax.value_or(amax);
+    NIBBLE_ASSIGN_OR_RETURN(const float global_amax, GlobalAmax(x, params.global_amax));
+    result.global_amax = global_amax;
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int count = MultiplierCount(params.grid);

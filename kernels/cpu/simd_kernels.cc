@@ -1131,7 +1131,7 @@ struct ErrorSums {
   }
 };
 
-void MeasureBlocks(const MeasureJob& job, int64_t begin, int64_t end, BlockError* errors) {
+void MeasureBlocks(const MeasureJob& job, int64_t begin, int64_t end, nibble::BlockError* errors) {
   const float* e4m3 = E4m3Table();
   const VF global = hn::Set(df, job.global_decode_scale);
   for (int64_t b = begin; b < end; b += Lanes()) {
