@@ -14,6 +14,7 @@
 #include "cli/calibration_command.h"
 #include "cli/flags.h"
 #include "cli/plan_command.h"
+#include "cli/quantize_command.h"
 #include "cli/recipes_command.h"
 #include "cli/report.h"
 #include "cli/verify_command.h"
@@ -369,12 +370,10 @@ int Main(int argc, char** argv) {
                                         result);
   AddCommand<CalibrationMergeCommand>(calibration, "merge", "of several runs or ranks", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
-<<<<<<< HEAD
   AddCommand<PlanCommand>(&app, "plan", "what a recipe makes of each tensor of a model", result);
+  AddCommand<QuantizeModelCommand>(&app, "quantize", "a model folder to a quantized one", result);
   AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
-=======
   AddCommand<VerifyCommand>(&app, "verify", "check a folder of a quantized model", result);
->>>>>>> refs/heads/export
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {

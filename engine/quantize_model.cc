@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -189,7 +190,13 @@ class Job {
       NIBBLE_ASSIGN_OR_RETURN(calibration_, Calibration::Open(request_.calibration));
     }
     NIBBLE_RETURN_IF_ERROR(OutputFolder::Check(FolderRequest()));
-    if (request_.recipe.nonfinite == NonFinite::kKeep) NIBBLE_RETURN_IF_ERROR(KeepNonFinite());
+    if (request_.recipe.nonfinite == NonFinite::kKeep) {
+      PlanOptions options = {.strict = request_.strict};
+      NIBBLE_ASSIGN_OR_RETURN(options.non_finite, FindNonFinite());
+      if (!options.non_finite.empty()) {
+        NIBBLE_ASSIGN_OR_RETURN(plan_, MakePlan(request_.recipe, model, options));
+      }
+    }
     NIBBLE_ASSIGN_OR_RETURN(configs_,
                             ConfigFilesOf(plan_, request_.recipe, folder_->config_json()));
     NIBBLE_RETURN_IF_ERROR(ChooseInputScales());
@@ -234,35 +241,29 @@ class Job {
     return {};
   }
 
-  // Plans tensors that hold NaN or infinity, and what is fused with them, to be kept.
-  absl::Status KeepNonFinite() {
-    std::vector<bool> keep(plan_.groups.size());
+  // Of the tensors that are to be quantized, those that hold NaN or infinity.
+  absl::StatusOr<std::set<std::string>> FindNonFinite() const {
+    std::set<std::string> found;
     std::vector<std::byte> chunk;
     for (size_t i = 0; i < plan_.rows.size(); ++i) {
       const PlanRow& row = plan_.rows[i];
       if (!row.quantize) continue;
-      const int64_t element = DTypeBytes(row.tensor.dtype);
-      const int64_t elements = ElementsOf(row.tensor);
-      const int64_t step = kCopyChunkBytes / (kBlockSize * element) * kBlockSize;
-      for (int64_t at = 0; at < elements && !keep[row.group]; at += step) {
-        const int64_t count = std::min(step, elements - at);
-        NIBBLE_RETURN_IF_ERROR(
-            Read(static_cast<int>(i), at * element, (at + count) * element, chunk));
+      const int64_t bytes = BytesOfTensor(row.tensor);
+      for (int64_t begin = 0; begin < bytes; begin += kCopyChunkBytes) {
+        const int64_t end = std::min(begin + kCopyChunkBytes, bytes);
+        NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, end, chunk));
+        const int64_t blocks = (end - begin) / (kBlockSize * DTypeBytes(row.tensor.dtype));
         const absl::Status finite =
-            backends_[0]
-                ->Amax({chunk.data(), row.tensor.dtype, count / kBlockSize, kBlockSize})
-                .status();
-        if (absl::IsFailedPrecondition(finite)) {
-          keep[row.group] = true;
-          plan_.warnings.push_back(absl::StrCat(PlaceOf(static_cast<int>(i)), ": ",
-                                                finite.message(), "; kept, with what is fused"));
-        } else {
+            backends_[0]->Amax({chunk.data(), row.tensor.dtype, blocks, kBlockSize}).status();
+        if (!absl::IsFailedPrecondition(finite)) {
           NIBBLE_RETURN_IF_ERROR(finite);
+          continue;
         }
+        found.insert(row.tensor.name);
+        break;
       }
     }
-    return KeepGroups(plan_, keep,
-                      "holds NaN or infinity, or is fused with such (nonfinite: keep)");
+    return found;
   }
 
   // The amax that each input group's scale is made from.

@@ -256,9 +256,13 @@ class Planner {
     return absl::OkStatus();
   }
 
-  // Whether its shape forbids what a rule asks for.
-  bool IsBlocked(int i) const {
-    return plan_.rows[i].quantize && layouts_of_[i].cols % kBlock != 0;
+  // What forbids what a rule asks for; empty where nothing does.
+  std::string BlockedBy(int i) const {
+    if (!plan_.rows[i].quantize) return "";
+    if (layouts_of_[i].cols % kBlock != 0) {
+      return absl::StrCat("K is ", layouts_of_[i].cols, ", not a multiple of ", kBlock);
+    }
+    return options_.non_finite.contains(plan_.rows[i].tensor.name) ? "holds NaN or infinity" : "";
   }
 
   void Keep(int i, std::string why) {
@@ -276,7 +280,7 @@ class Planner {
   void KeepBlocked(std::span<const int> members) {
     std::optional<std::string> culprit;
     for (const int i : members) {
-      if (!culprit && (IsBlocked(i) || row(i).warn)) {
+      if (!culprit && (!BlockedBy(i).empty() || row(i).warn)) {
         // Without the rest of its name, so that the warnings of all layers are one.
         culprit = absl::StrCat("runs as one with a ", ToAbsl(Components(row(i).module).back()),
                                " that has to be kept");
@@ -284,8 +288,8 @@ class Planner {
     }
     if (!culprit) return;
     for (const int i : members) {
-      if (IsBlocked(i)) {
-        Keep(i, absl::StrCat("K is ", layouts_of_[i].cols, ", not a multiple of ", kBlock));
+      if (std::string reason = BlockedBy(i); !reason.empty()) {
+        Keep(i, std::move(reason));
       } else if (row(i).quantize) {
         Keep(i, *culprit);
       }
@@ -331,7 +335,7 @@ class Planner {
       KeepBlocked(members);
     }
     for (int i = 0; i < size(); ++i) {
-      if (IsBlocked(i)) KeepBlocked(std::span(&i, 1));
+      if (!BlockedBy(i).empty()) KeepBlocked(std::span(&i, 1));
     }
     return absl::OkStatus();
   }

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -66,6 +67,8 @@ struct Plan {
 };
 
 struct PlanOptions {
+  // Tensors that are known to hold NaN or infinity: like those whose K is no multiple of 16.
+  std::set<std::string> non_finite = {};
   bool strict = false;  // a row that would warn is an error, FailedPrecondition
 };
 
