@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/text.h"
 
@@ -53,7 +54,7 @@ void Progress::Show(const QuantizeModelProgress& p) {
   }
   constexpr size_t kBar = 20;
   const size_t full = static_cast<size_t>(share * kBar);
-  line = "[" + std::string(full, '#') + std::string(kBar - full, '.') + "]" + line;
+  line = absl::StrCat("[", std::string(full, '#'), std::string(kBar - full, '.'), "]", line);
   line.resize(std::min(line.size(), TerminalWidth() - 1));
   std::fprintf(stderr, "\r\x1b[K%s", line.c_str());
   std::fflush(stderr);

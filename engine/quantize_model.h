@@ -23,14 +23,14 @@
 namespace nibble {
 
 struct QuantizeModelRequest {
-  std::string model, out;   // folders
-  Recipe recipe;            // its output.format is that of the result
-  std::string calibration;  // a file of engine/calibration.h; empty: none
-  std::string version;      // of the program: a partial result of another one is not resumed
-  bool strict = false;      // see PlanOptions
-  bool resume = false;      // go on with what a killed run left, if there is something
-  bool overwrite = false;   // replace `out`, and drop what a killed run left
-  bool dry_run = false;     // check everything that can be checked without writing
+  std::string model, out;        // folders
+  Recipe recipe;                 // its output.format is that of the result
+  std::string calibration = {};  // a file of engine/calibration.h; empty: none
+  std::string version = {};      // of the program: a partial result of another one is not resumed
+  bool strict = false;           // see PlanOptions
+  bool resume = false;           // go on with what a killed run left, if there is something
+  bool overwrite = false;        // replace `out`, and drop what a killed run left
+  bool dry_run = false;          // check everything that can be checked without writing
 };
 
 struct QuantizeModelProgress {

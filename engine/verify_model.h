@@ -19,7 +19,7 @@ struct VerifyOptions {
   std::string against;  // folder of the source; empty: none
   // Tensors of the source that are to be quantized, by name; checked where it is set. Needs
   // `against`.
-  std::function<absl::StatusOr<std::set<std::string>>(const std::string& source)> planned;
+  std::function<absl::StatusOr<std::set<std::string>>(const std::string& source)> planned = {};
 };
 
 // Of one matrix of the result against the source.
