@@ -70,7 +70,7 @@ TEST(ParseYamlTest, RefusesWithThePlace) {
        "at f.yaml:1:1"},
       {"a: 1\n\"a\": 3\n", "f.yaml:2:1: key: expected each one once"},
       {"a: {b: 1, b: 2}", "f.yaml:1:11: key: expected each one once"},
-      {"a: [1, 2", "f.yaml:1:9: document: expected YAML"},
+      {"a: [1, 2", "f.yaml:1:4: document: expected YAML"},
       {"a: \"b", "f.yaml:1:"},
       {"a: b: c", "f.yaml:1:5: document: expected YAML"},
       {"\ta: b", "f.yaml:1:"},
