@@ -126,7 +126,7 @@ absl::StatusOr<Source> FindSource(const std::string& name, const Source* from,
 }  // namespace
 
 YamlPtr MergeYaml(std::string_view key, const YamlPtr& base, const YamlPtr& over) {
-  return Merge(key, base, over, /*afresh=*/true);
+  return base == nullptr ? over : Merge(key, base, over, /*afresh=*/true);
 }
 
 absl::StatusOr<YamlPtr> OverridesAsYaml(std::span<const std::string> overrides) {

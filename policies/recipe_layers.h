@@ -12,10 +12,10 @@
 
 namespace nibble {
 
-// `over` on top of `base`, under a key of a recipe. Mappings are merged key by key, `rules` are
-// appended, anything else replaces what was there. Choices that leave no sense to what they stood
-// beside start afresh: an `algorithm` that names its method, activations whose format is none, and
-// the algorithm of activations that become per_token.
+// `over` on top of `base` (which may be null), under a key of a recipe. Mappings are merged key by
+// key, `rules` are appended, anything else replaces what was there. Choices that leave no sense to
+// what they stood beside start afresh: an `algorithm` that names its method, activations whose
+// format is none, and the algorithm of activations that become per_token.
 YamlPtr MergeYaml(std::string_view key, const YamlPtr& base, const YamlPtr& over);
 
 // "a.b=value" for each of `overrides`, as a document to be merged over a recipe; its places name

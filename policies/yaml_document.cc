@@ -48,6 +48,11 @@ class TreeBuilder : public YAML::EventHandler {
   explicit TreeBuilder(const Places& places) : places_(places) {}
 
   YamlPtr root() const { return root_; }
+  // Of an error. Where the text ends too early yaml-cpp gives none: then of what was not closed.
+  YAML::Mark MarkOf(const YAML::Mark& mark) const {
+    const bool given = mark.line != 0 || mark.column != 0;
+    return given || levels_.empty() ? mark : levels_.back().mark;
+  }
 
   void OnDocumentStart(const YAML::Mark&) override {}
   void OnDocumentEnd() override {}
@@ -232,10 +237,10 @@ const YamlEntry* YamlNode::Find(std::string_view key) const {
 absl::StatusOr<YamlPtr> ParseYaml(std::string_view text, std::string_view file, bool lines) {
   const Places places(Printable(file), lines);
   NIBBLE_RETURN_IF_ERROR(CheckText(text, places));
+  TreeBuilder builder(places);
   try {
     std::istringstream stream{std::string(text)};
     YAML::Parser parser(stream);
-    TreeBuilder builder(places);
     if (!parser.HandleNextDocument(builder)) {
       return std::make_shared<const YamlNode>(YamlNode{.place = places.At(0, 0)});
     }
@@ -249,8 +254,8 @@ absl::StatusOr<YamlPtr> ParseYaml(std::string_view text, std::string_view file, 
     return absl::InvalidArgumentError(absl::StrCat(refusal.place, ": ", refusal.message));
   } catch (const YAML::Exception& error) {
     return absl::InvalidArgumentError(
-        absl::StrCat(places.Of(error.mark), ": document: expected YAML, got what the parser calls ",
-                     Quoted(error.msg)));
+        absl::StrCat(places.Of(builder.MarkOf(error.mark)),
+                     ": document: expected YAML, got what the parser calls ", Quoted(error.msg)));
   } catch (const std::exception& error) {
     return absl::InvalidArgumentError(
         absl::StrCat(places.At(0, 0), ": document: expected YAML, got ", Quoted(error.what())));
