@@ -45,7 +45,8 @@ absl::Status InputCollector::Load(const CalibratorState& state) {
   if (loaded.has_hessians_) {
     NIBBLE_ASSIGN_OR_RETURN(loaded.hessians_, HessianSums::Load(state, loaded.columns()));
     const int64_t units = loaded.hessians_.units();
-    if (units > loaded.tokens() || (loaded.tokens() - 1) / kHessianUnitTokens + 1 > units) {
+    if (units > loaded.tokens() ||
+        units < (loaded.tokens() + kHessianUnitTokens - 1) / kHessianUnitTokens) {
       return absl::DataLossError(absl::StrCat("state 'hessian.units': expected units of 1 to ",
                                               kHessianUnitTokens, " of ", loaded.tokens(),
                                               " tokens, got ", units));

@@ -1,10 +1,10 @@
 // The weight calibrators: a largest magnitude of the group, and a way to choose the blocks' scales.
 #include <algorithm>
 
-#include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "calib/calibrator.h"
 #include "calib/state.h"
+#include "kernels/multiplier_grid.h"
 #include "quant/numerics/hessian_sum.h"
 
 namespace nibble {
@@ -288,18 +288,17 @@ absl::Status Validate(const WeightSpec& spec) {
     return absl::InvalidArgumentError(
         absl::StrCat("e4m3_max: expected 448 or 256, got ", spec.e4m3_max));
   }
+  NIBBLE_RETURN_IF_ERROR(Validate(spec.multipliers));
   const WeightSpec defaults;
   const bool mse = spec.method == WeightMethod::kMse;
   WeightSpec plain = spec;
   if (!mse) plain.fp8_scale_sweep = defaults.fp8_scale_sweep;
   if (!mse || spec.fp8_scale_sweep) plain.multipliers = defaults.multipliers;
   if (spec.method != WeightMethod::kFourOverSix) plain.four_over_six = defaults.four_over_six;
-  if (!(spec == plain)) {
-    return absl::InvalidArgumentError(absl::StrCat("weights: expected parameters of the method ",
-                                                   ToAbsl(NameOf(spec.method)),
-                                                   " alone, got those of another"));
-  }
-  return Validate(spec.multipliers);
+  if (spec == plain) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("weights: expected parameters of the method ",
+                                                 ToAbsl(NameOf(spec.method)),
+                                                 " alone, got those of another"));
 }
 
 absl::StatusOr<std::unique_ptr<WeightCalibrator>> MakeWeightCalibrator(const WeightSpec& spec) {

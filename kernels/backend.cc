@@ -4,6 +4,7 @@
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/multiplier_grid.h"
 #include "quant/numerics/hessian_sweep.h"
 
 namespace nibble {

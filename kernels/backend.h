@@ -47,9 +47,6 @@ struct QuantizeBothParams {
 
 inline constexpr int kMaxMultipliers = 4096;
 
-// InvalidArgument for a grid without end or with too many multipliers.
-absl::Status Validate(const MultiplierGrid& grid);
-
 struct MultiplierSearchParams {
   MultiplierGrid grid = {};
   int e4m3_max = 448;
