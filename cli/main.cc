@@ -12,6 +12,8 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/flags.h"
+#include "cli/plan_command.h"
+#include "cli/recipes_command.h"
 #include "cli/report.h"
 #include "cli/verify_command.h"
 #include "engine/compare_methods.h"
@@ -363,6 +365,8 @@ int Main(int argc, char** argv) {
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
   AddCommand<VerifyCommand>(&app, "verify", "check a folder of a quantized model", result);
+  AddCommand<PlanCommand>(&app, "plan", "what a recipe makes of each tensor of a model", result);
+  AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {

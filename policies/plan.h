@@ -47,7 +47,8 @@ struct PlanRow {
   friend bool operator==(const PlanRow&, const PlanRow&) = default;
 };
 
-// Rows that share one global amax. Each quantized row is in one group, if need be alone.
+// Rows that share one global amax (of WeightForm::kExpertRows: one for each expert). Each quantized
+// row is in one group, if need be alone.
 struct FusedGroup {
   std::string name;       // "model.layers.0.self_attn.{q,k,v}_proj", or the module's where alone
   std::vector<int> rows;  // in Plan::rows, ascending
@@ -65,16 +66,41 @@ struct Plan {
 };
 
 struct PlanOptions {
-  bool strict = false;  // a row that would warn is an error
+  bool strict = false;  // a row that would warn is an error, FailedPrecondition
 };
 
-// InvalidArgument where the recipe quantizes nothing, or where members of a fused group would be
-// treated differently; Unimplemented, naming them, for tensors of a type that cannot be read yet
-// (FP8 blocks, MXFP4, weights that are quantized already).
+// The last rule that matches a module decides; a module that none matches is kept. Before the rules
+// come facts, which policies/layout.h has: norms, embeddings, convolutions, biases and whatever is
+// no linear layer's weight is kept, also lm_head where it is the embedding; a router is kept unless
+// the deciding rule names routers, by `kinds` or by a pattern that ends in the module's last name
+// ("*.mlp.gate", not "*"). A weight that a rule asks for but that has no K of a multiple of 16 is
+// kept with a warning, and with it its fused group or, of an expert, all experts of the layer.
+//
+// InvalidArgument where the recipe quantizes nothing, and where what inference engines run as one
+// would be treated differently (the members of a fused group; experts of one layer), naming both
+// and their rules; Unimplemented, naming them, for tensors of a type that cannot be read yet (FP8
+// blocks, MXFP4, weights that are quantized already); DataLoss where tensors of a model would be
+// written under one name.
 absl::StatusOr<Plan> MakePlan(const Recipe& recipe, const Model& model,
                               const PlanOptions& options = {});
 
-// Both end with a newline.
+// "nvfp4, mse with fp8_scale_sweep, weight-only"
+std::string TreatmentName(const Treatment& treatment);
+
+struct PlanTotals {
+  int64_t tensors = 0, quantized = 0;                 // rows
+  int64_t weights = 0, quantized_weights = 0;         // elements
+  int64_t bytes_before = 0, bytes_after = 0;          // of all rows
+  int64_t quantized_before = 0, quantized_after = 0;  // of those quantized
+
+  // Of the result: over all rows, and over those quantized.
+  double bits_per_weight() const;
+  double quantized_bits_per_weight() const;
+};
+PlanTotals TotalsOf(const Plan& plan);
+
+// A table for a person: tensors whose names differ in numbers only and that share their fate are
+// one line. Ends with a newline.
 std::string PlanAsText(const Plan& plan);
 
 }  // namespace nibble
