@@ -5,9 +5,13 @@
 #include <limits>
 #include <memory>
 
+#include "engine/find_recipe.h"
+#include "engine/read_model.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "io/model_folder.h"
 #include "nlohmann/json.hpp"
+#include "policies/plan.h"
 #include "tests/testing/is_error.h"
 #include "tests/testing/model_folders.h"
 #include "tests/testing/reference_export.h"
@@ -130,6 +134,34 @@ TEST(VerifyModelTest, LayersKeptWeightOnlyAndMixed) {
         const VerifyReport report = Verify(dir.path("out"), dir.path("in"));
         EXPECT_THAT(report.holes, IsEmpty());
         EXPECT_EQ(report.algorithm, p.algorithm);
+      }
+    }
+  }
+}
+
+// Plans of the real planner: what shipped recipes make of each layout.
+TEST(VerifyModelTest, FindsNothingInPlansOfShippedRecipes) {
+  for (const ShippedRecipe& shipped : ShippedRecipes()) {
+    for (const Case& c : Cases()) {
+      const TempDir dir;
+      WriteModelFolder(dir.path("in"), c.model);
+      const auto folder = ModelFolder::Open(dir.path("in"));
+      ASSERT_TRUE(folder.ok()) << folder.status();
+      const auto model = ReadModel(*folder);
+      ASSERT_TRUE(model.ok()) << model.status();
+      auto recipe = FindRecipe(std::string(shipped.name));
+      ASSERT_TRUE(recipe.ok()) << recipe.status();
+      const auto plan = MakePlan(*recipe, *model);
+      if (absl::IsInvalidArgument(plan.status())) continue;  // a model without experts
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      for (const ExportFormat format :
+           {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
+        if (c.columns && format == ExportFormat::kCompressedTensors) continue;
+        SCOPED_TRACE(absl::StrCat(ToAbsl(shipped.name), " ", c.name, " ", ToAbsl(NameOf(format))));
+        recipe->output.format = format;
+        fs::remove_all(dir.path("out"));
+        WriteExport(dir.path("out"), c.model, *plan, *recipe);
+        EXPECT_THAT(Verify(dir.path("out"), dir.path("in")).holes, IsEmpty());
       }
     }
   }
