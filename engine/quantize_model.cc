@@ -162,15 +162,15 @@ class Job {
   absl::StatusOr<ModelSummary> Run() {
     const auto start = std::chrono::steady_clock::now();
     NIBBLE_RETURN_IF_ERROR(Prepare());
-    if (request_.dry_run) return Summary(start);
-    OutputFolderRequest folder_request = FolderRequest();
-    NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(folder_request));
+    if (request_.dry_run) {
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes()));
+      return Summary(start);
+    }
+    NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(FolderRequest()));
     output_ = std::move(opened);
     NIBBLE_RETURN_IF_ERROR(TakeUpShards());
     if (!output_->complete()) {
-      uint64_t missing = 0;
-      for (const Shard& shard : shards_) missing += shard.done ? 0 : shard.bytes;
-      NIBBLE_RETURN_IF_ERROR(CheckSpace(output_->path(), missing));
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(output_->path(), MissingBytes()));
       NIBBLE_RETURN_IF_ERROR(RunTasks());
       NIBBLE_RETURN_IF_ERROR(WriteOtherFiles());
     }
@@ -378,27 +378,25 @@ class Job {
     const auto held = [&](int64_t elements) {
       return elements * DTypeBytes(row.tensor.dtype) + elements / 2 + elements / kBlockSize * 10;
     };
-    if (row.form == WeightForm::kExpertRows) {
-      const auto [n, k] = MatrixOf(row);
-      for (int64_t expert = 0; expert < row.tensor.shape[0]; ++expert) {
+    int64_t weights = 0;
+    for (const int r : rows) weights += ElementsOf(TensorOf(r));
+    if (row.form == WeightForm::kMatrix) {
+      add({.kind = Task::kGroup, .rows = rows, .weights = weights, .bytes = held(weights)});
+    } else if (row.form == WeightForm::kExpertRows) {
+      const int64_t experts = row.tensor.shape[0];
+      for (int64_t expert = 0; expert < experts; ++expert) {
         add({.kind = Task::kExpert,
              .rows = rows,
              .expert = expert,
-             .weights = n * k,
-             .bytes = held(n * k)});
+             .weights = weights / experts,
+             .bytes = held(weights / experts)});
       }
-      return;
+    } else {  // an expert twice, the codes and scales of all
+      add({.kind = Task::kColumns,
+           .rows = rows,
+           .weights = weights,
+           .bytes = 2 * held(weights / row.tensor.shape[0]) + weights * 9 / 16});
     }
-    Task task = {.kind = row.form == WeightForm::kMatrix ? Task::kGroup : Task::kColumns,
-                 .rows = rows};
-    for (const int r : rows) task.weights += ElementsOf(TensorOf(r));
-    if (task.kind == Task::kGroup) {
-      task.bytes = held(task.weights);
-    } else {
-      const auto [n, k] = MatrixOf(row);  // an expert twice, the codes and scales of all
-      task.bytes = 2 * held(n * k) + task.weights * 9 / 16;
-    }
-    add(std::move(task));
   }
 
   absl::Status NameShards() {
@@ -439,6 +437,12 @@ class Job {
       output_->Keep(shard.name);
     }
     return absl::OkStatus();
+  }
+
+  uint64_t MissingBytes() const {
+    uint64_t bytes = 0;
+    for (const Shard& shard : shards_) bytes += shard.done ? 0 : shard.bytes;
+    return bytes;
   }
 
   // --- The pipeline -----------------------------------------------------------------------------

@@ -84,7 +84,10 @@ TEST_F(QuantizeCommandTest, QuietAndJsonLogs) {
   for (std::string line; std::getline(lines, line);) {
     events.push_back(nlohmann::json::parse(line)["event"]);
   }
-  EXPECT_THAT(events, ::testing::ElementsAre("progress", "summary"));
+  ASSERT_GE(events.size(), 2);
+  EXPECT_EQ(events.back(), "summary");
+  events.pop_back();
+  EXPECT_THAT(events, ::testing::Each("progress"));
 }
 
 TEST_F(QuantizeCommandTest, EachFailureIsOneLineAndACode) {
@@ -135,7 +138,7 @@ TEST_F(QuantizeCommandTest, SurvivesKills) {
   size.intermediate = 1024;
   size.shards = 2;
   WriteModelFolder(folder_.path("model"), LlamaModel(size));
-  const std::vector<std::string> more = {"--quiet", "--set", "export.shard_size=500kB", "--resume"};
+  const std::vector<std::string> more = {"--quiet", "--set", "export.shard_size=500KB", "--resume"};
   const auto start = std::chrono::steady_clock::now();
   ASSERT_EQ(Run(more).exit_code, 0);
   const auto life = std::chrono::steady_clock::now() - start;

@@ -115,7 +115,9 @@ TEST_F(QuantizeModelTest, EveryLayoutRecipeAndFormatIsVerified) {
       for (const ExportFormat format :
            {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
         SCOPED_TRACE(name + " " + recipe + " " + std::string(NameOf(format)));
-        QuantizeModelRequest request = Request(recipe);
+        const bool weight_only = std::string(recipe) == "nvfp4_weight_only";
+        QuantizeModelRequest request =
+            weight_only ? Request(recipe, {}) : Request(recipe, kConstantInputs);
         request.recipe.output.format = format;
         const auto summary = Run(request);
         if (absl::IsUnimplemented(summary.status())) {
@@ -316,7 +318,9 @@ TEST_F(QuantizeModelTest, CapturedActivationsGiveInputScalesAndHessians) {
   EXPECT_NE(with.at("model.safetensors"), FilesOf(plain.out).at("model.safetensors"));
   EXPECT_THAT(without->warnings, Contains(HasSubstr("plain sweep")));
   // A module that was not captured.
-  captures.pop_back();
+  std::erase_if(captures, [](const Tensor& capture) {
+    return capture.name == "model.layers.1.mlp.down_proj.input";
+  });
   Write(folder_.path("captures"), captures, {});
   request.overwrite = true;
   EXPECT_TRUE(
@@ -338,7 +342,7 @@ TEST_F(QuantizeModelTest, NonFiniteWeightsAreAnErrorOrKept) {
   keep.overwrite = true;
   const auto summary = Run(keep);
   ASSERT_TRUE(summary.ok()) << summary.status();
-  EXPECT_THAT(summary->warnings, Contains(HasSubstr(bad)));
+  EXPECT_THAT(summary->warnings, Contains(HasSubstr("k_proj: kept: holds NaN")));
   const auto reader = SafetensorsReader::Open(keep.out + "/model.safetensors");
   for (const char* member : {"q", "k", "v"}) {
     const std::string module = absl::StrCat("model.layers.1.self_attn.", member, "_proj");
@@ -354,7 +358,7 @@ TEST_F(QuantizeModelTest, ARunThatFailedHalfwayIsResumedToTheSameBytes) {
   ModelOnPaper model = LlamaModel(size);
   WriteModelFolder(folder_.path("model"), model);
   QuantizeModelRequest request = Request("nvfp4_mse");
-  request.recipe.output.shard_bytes = 30'000;
+  request.recipe.output.shard_bytes = 15'000;
   const auto straight = Result(request, Backends());
   ASSERT_GT(std::ranges::count_if(
                 straight, [](const auto& file) { return file.first.ends_with(".safetensors"); }),
