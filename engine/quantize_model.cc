@@ -752,6 +752,11 @@ class Job {
       summary.warnings.insert(summary.warnings.end(), shard.warnings.begin(), shard.warnings.end());
     }
     summary.shards = static_cast<int>(shards_.size());
+    if (output_ && output_->complete() && MissingBytes() > 0) {
+      summary.warnings.push_back(
+          "the run before was killed after its end, so that some errors are not known any more; "
+          "`nibble verify OUT --against MODEL` computes them");
+    }
     summary.resumed_shards = resumed_shards_;
     summary.seconds = SecondsSince(start);
     summary.read_seconds = times_.read_seconds;

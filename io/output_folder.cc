@@ -250,6 +250,14 @@ absl::Status OutputFolder::Finish() {
   }
   // Now `partial` can only be the old result.
   if (Exists(partial)) NIBBLE_RETURN_IF_ERROR(RemoveAll(partial));
+  // The note that says what this is goes last: a kill on the way leaves a result to be resumed.
+  std::vector<std::string> notes;
+  for (auto it = fs::directory_iterator(StatePath(out_), error);
+       !error && it != fs::directory_iterator(); it.increment(error)) {
+    if (it->path() != NotePath(out_, kIdentityNote)) notes.push_back(it->path().string());
+  }
+  if (error) return FileSystemError(out_, error, "list its notes");
+  for (const std::string& note : notes) NIBBLE_RETURN_IF_ERROR(RemoveAll(note));
   return RemoveAll(StatePath(out_));
 }
 

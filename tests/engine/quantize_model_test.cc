@@ -41,16 +41,6 @@ std::vector<std::unique_ptr<Backend>> Backends(const std::string& name = "cpu", 
   return backends;
 }
 
-// Every file of a folder, by its path in it.
-std::map<std::string, std::string> FilesOf(const std::string& folder) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    if (!entry.is_regular_file()) continue;
-    files[fs::relative(entry.path(), folder).string()] = FileBytes(entry.path().string());
-  }
-  return files;
-}
-
 QuantizeModelRequest Overwriting(QuantizeModelRequest request) {
   request.overwrite = true;
   return request;
@@ -194,9 +184,9 @@ TEST_F(QuantizeModelTest, TheBytesDependOnNeitherThreadsNorBackendsNorTheSources
         const auto files = Result(request, Backends("cpu", 1));
         ASSERT_FALSE(files.empty());
         if (first[name].empty()) first[name] = files;
-        EXPECT_EQ(first[name], files);
-        EXPECT_EQ(files, Result(request, Backends("cpu", 2, 3)));
-        EXPECT_EQ(files, Result(request, Backends("cpu-scalar", 1)));
+        EXPECT_THAT(DifferentFiles(first[name], files), IsEmpty());
+        EXPECT_THAT(DifferentFiles(files, Result(request, Backends("cpu", 2, 3))), IsEmpty());
+        EXPECT_THAT(DifferentFiles(files, Result(request, Backends("cpu-scalar", 1))), IsEmpty());
       }
     }
   }
@@ -223,7 +213,7 @@ TEST_F(QuantizeModelTest, ShardsAreAsLargeAsAsked) {
   const auto summary = Run(request);
   ASSERT_TRUE(summary.ok()) << summary.status();
   EXPECT_GT(summary->shards, 2);
-  EXPECT_EQ(one, tensors_of(request.out));
+  EXPECT_TRUE(one == tensors_of(request.out));
   EXPECT_FALSE(fs::exists(request.out + "/model.safetensors"));
   ExpectVerified(request);
 }
@@ -254,7 +244,7 @@ TEST_F(QuantizeModelTest, OtherFilesAreCopiedAndTheSourceIsNotTouched) {
   const auto before = FilesOf(folder_.path("model"));
   const QuantizeModelRequest request = Request();
   ASSERT_TRUE(Run(request).ok());
-  EXPECT_EQ(before, FilesOf(folder_.path("model")));
+  EXPECT_THAT(DifferentFiles(before, FilesOf(folder_.path("model"))), IsEmpty());
   const auto after = FilesOf(request.out);
   for (const char* name : {"tokenizer.json", "generation_config.json", "README.md"}) {
     EXPECT_EQ(after.at(name), before.at(name)) << name;
@@ -386,7 +376,7 @@ TEST_F(QuantizeModelTest, ARunThatFailedHalfwayIsResumedToTheSameBytes) {
     if (stop % 3 == 0) (void)run_until(2);
     result = run_until(0);
     ASSERT_TRUE(result.ok()) << result.status();
-    EXPECT_EQ(straight, FilesOf(request.out));
+    EXPECT_THAT(DifferentFiles(straight, FilesOf(request.out)), IsEmpty());
     EXPECT_EQ(summary, WithoutTimes(*result));
   }
 }

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,30 @@ inline std::string FileBytes(const std::string& path) {
 inline void PutFile(const std::string& path, const std::string& bytes) {
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   EXPECT_TRUE(out << bytes) << path;
+}
+
+// Every file below a folder, by its path there.
+inline std::map<std::string, std::string> FilesOf(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    files[std::filesystem::relative(entry.path(), folder).string()] =
+        FileBytes(entry.path().string());
+  }
+  return files;
+}
+
+// The names of files that two folders do not have in common, or with other bytes.
+inline std::vector<std::string> DifferentFiles(const std::map<std::string, std::string>& a,
+                                               const std::map<std::string, std::string>& b) {
+  std::vector<std::string> names;
+  for (const auto& [name, bytes] : a) {
+    if (!b.contains(name) || b.at(name) != bytes) names.push_back(name);
+  }
+  for (const auto& [name, bytes] : b) {
+    if (!a.contains(name)) names.push_back(name);
+  }
+  return names;
 }
 
 }  // namespace nibble::testing
