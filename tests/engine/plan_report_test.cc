@@ -39,22 +39,20 @@ TEST(PlanReportTest, JsonHoldsEverything) {
       {"name": "layers.0.self_attn.{q,k}_proj",
        "tensors": ["layers.0.self_attn.k_proj.weight", "layers.0.self_attn.q_proj.weight"]}])"));
   ASSERT_EQ(root["tensors"].size(), 5u);
-  EXPECT_EQ(root["tensors"][0], nlohmann::json::parse(R"({
+  EXPECT_EQ(root["tensors"][0], nlohmann::json::parse(R"json({
       "name": "layers.0.self_attn.k_proj.weight", "dtype": "BF16", "shape": [32, 64],
       "module": "layers.0.self_attn.k_proj", "kind": "attention", "layer": 0, "use": "quantize",
       "why": "rule 1 (r.yaml:3:5)", "rule": 1, "warn": false, "bytes_before": 4096,
       "bytes_after": 1160, "form": "matrix", "group": 0, "input_group": 0,
       "treatment": {
-    "weights" : {"method" : "max", "e4m3_max" : 448}, "activations" : {
-      "format" : "nvfp4", "scheme" : "per_tensor", "method" : "max"
-    }}
-})"));
+        "weights": {"method": "max", "e4m3_max": 448},
+        "activations": {"format": "nvfp4", "scheme": "per_tensor", "method": "max"}}})json"));
   EXPECT_EQ(root["tensors"][1]["rule"], 2);
-EXPECT_EQ(root["tensors"][1]["use"], "keep");
-EXPECT_FALSE(root["tensors"][1].contains("group"));
-EXPECT_EQ(root["tensors"][3]["rule"], nullptr);
-EXPECT_EQ(root["tensors"][3]["layer"], nullptr);
-EXPECT_EQ(root["tensors"][4]["warn"], true);
+  EXPECT_EQ(root["tensors"][1]["use"], "keep");
+  EXPECT_FALSE(root["tensors"][1].contains("group"));
+  EXPECT_EQ(root["tensors"][3]["rule"], nullptr);
+  EXPECT_EQ(root["tensors"][3]["layer"], nullptr);
+  EXPECT_EQ(root["tensors"][4]["warn"], true);
 }
 
 TEST(PlanReportTest, JsonTakesNamesThatAreNotUtf8) {

@@ -63,7 +63,8 @@ class ModelFolderTest : public ::testing::Test {
   }
   std::vector<std::string> Shards() {
     std::vector<std::string> names;
-    for (const SafetensorsReader& shard : Opened().shards()) {
+    const ModelFolder folder = Opened();
+    for (const SafetensorsReader& shard : folder.shards()) {
       names.push_back(shard.path().substr(folder_.path().size() + 1));
     }
     return names;
