@@ -5,8 +5,6 @@
 
 #include "base/status.h"
 #include "base/text.h"
-#include "cli/flags.h"
-#include "engine/find_recipe.h"
 #include "engine/plan_report.h"
 #include "engine/read_model.h"
 #include "io/model_folder.h"
@@ -16,11 +14,7 @@ namespace nibble {
 
 PlanCommand::PlanCommand(CLI::App* app) {
   app->add_option("MODEL", model, "folder of a model: config.json and safetensors")->required();
-  app->add_option("--recipe", recipe, "name of a shipped recipe, or a YAML file")
-      ->required()
-      ->check(NotEmpty());
-  app->add_option("--set", set, "key=value, over what the recipe says; may repeat")
-      ->allow_extra_args(false);
+  recipe.Add(app);
   app->add_option("--threads", threads, "CPU threads of the estimate; 0: one for each CPU")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -29,7 +23,7 @@ PlanCommand::PlanCommand(CLI::App* app) {
 }
 
 absl::Status PlanCommand::Run() {
-  NIBBLE_ASSIGN_OR_RETURN(const Recipe rules, FindRecipe(recipe, set));
+  NIBBLE_ASSIGN_OR_RETURN(const Recipe rules, recipe.Load());
   NIBBLE_ASSIGN_OR_RETURN(const ModelFolder folder, ModelFolder::Open(model));
   NIBBLE_ASSIGN_OR_RETURN(const Model what, ReadModel(folder));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(rules, what, {.strict = strict}));

@@ -3,16 +3,16 @@
 #define NIBBLE_CLI_PLAN_COMMAND_H_
 
 #include <string>
-#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "cli/flags.h"
 
 namespace nibble {
 
 struct PlanCommand {
-  std::string model, recipe;
-  std::vector<std::string> set;
+  std::string model;
+  RecipeFlags recipe;
   bool strict = false, json = false;
   int threads = 0;
 

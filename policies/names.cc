@@ -10,6 +10,9 @@
 namespace nibble {
 namespace {
 
+// More in one name stay as they are: Products calls itself for each.
+constexpr size_t kMostNumbers = 8;
+
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 
 // Removes and returns the digits that `text` begins with.
@@ -139,6 +142,7 @@ std::vector<FoldedNames> FoldNames(std::span<const std::string> names) {
     for (std::string_view& word : words) {
       const std::optional<int64_t> number = ComponentNumber(word);
       if (!number || (word.size() > 1 && word.front() == '0')) continue;
+      if (item.numbers.size() == kMostNumbers) break;
       item.numbers.push_back(*number);
       word = std::string_view("\0", 1);
     }

@@ -80,6 +80,12 @@ TEST(FoldNamesTest, MakesRanges) {
   EXPECT_THAT(Texts({}), ElementsAre());
 }
 
+TEST(FoldNamesTest, TakesAnyNumberOfNumbers) {
+  std::string longest = "a";
+  for (int i = 0; i < 1'000'000; ++i) longest += ".1";
+  EXPECT_THAT(Texts({longest}), ElementsAre(longest));
+}
+
 TEST(FoldNamesTest, SaysExactlyItsNames) {
   // All of a product.
   EXPECT_THAT(Texts({"h.0.e.0", "h.0.e.1", "h.1.e.0", "h.1.e.1"}), ElementsAre("h.0-1.e.0-1"));
