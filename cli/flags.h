@@ -6,11 +6,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "base/enum_names.h"
 #include "kernels/backend.h"
+#include "policies/recipe.h"
 
 namespace nibble {
 
@@ -39,6 +41,21 @@ struct BackendFlags {
   void Add(CLI::App* app);
   // A store of picks that cannot be read costs speed, not the run: it is a warning on stderr.
   absl::StatusOr<std::unique_ptr<Backend>> Make() const;
+  // With the launch shapes and the store that a recipe asks for. What it asks for and cannot have
+  // is an error, on any backend.
+  absl::StatusOr<std::unique_ptr<Backend>> Make(const Recipe::Tuning& tuning) const;
+};
+
+// --recipe and --set.
+struct RecipeFlags {
+  std::string name;
+  std::vector<std::string> overrides;
+
+  void Add(CLI::App* app);  // the recipe is required
+  absl::StatusOr<Recipe> Load() const;
+
+  static CLI::Option* AddName(CLI::App* app, const std::string& option, std::string& name);
+  static CLI::Option* AddSet(CLI::App* app, std::vector<std::string>& overrides);
 };
 
 // CLI11 takes an empty word for 0, or for an option that was not given.

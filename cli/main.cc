@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "cli/calibration_command.h"
 #include "cli/flags.h"
+#include "cli/recipes_command.h"
 #include "cli/report.h"
 #include "engine/compare_methods.h"
 #include "engine/inspect.h"
@@ -366,6 +367,7 @@ int Main(int argc, char** argv) {
                                         result);
   AddCommand<CalibrationMergeCommand>(calibration, "merge", "of several runs or ranks", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+  AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {

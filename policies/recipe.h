@@ -73,6 +73,9 @@ struct WeightSpec {
 // How the scale of a layer's input is chosen.
 struct ActivationSpec {
   ActivationFormat format = ActivationFormat::kNvfp4;
+  // per_token is for loaders that find each token's own global scale at run time. Its method is
+  // always `constant`: nothing is calibrated, and `input_scale` is stored for other loaders.
+  Scheme scheme = Scheme::kPerTensor;  // never tile_2d
   ActivationMethod method = ActivationMethod::kMax;
   double percentile = 99.99;  // percentile
   double headroom = 1.0;      // headroom: see calib/activation_calibrators.h
@@ -88,11 +91,16 @@ struct Treatment {
   friend bool operator==(const Treatment&, const Treatment&) = default;
 };
 
+// Whether the scale of the layer's input comes from data: without any, the recipe cannot be carried
+// out. (local_hessian can: without data it is the plain sweep.)
+bool NeedsCalibration(const Treatment& treatment);
+
 // One of the ordered rules; of those that match a module the last decides.
 struct RecipeRule {
-  std::vector<std::string> match;         // globs or "re:..." on module names; empty: every name
-  int first_layers = 0, last_layers = 0;  // both 0: any layer, and modules outside of layers
-  std::vector<ModuleKind> kinds;          // empty: any kind
+  std::vector<std::string> match;  // globs or "re:..." on module names; empty: every name
+  // The first and last so many layers; both 0: any layer, and modules outside of layers.
+  int first_layers = 0, last_layers = 0;
+  std::vector<ModuleKind> kinds;  // empty: any kind
   RuleUse use = RuleUse::kKeep;
   std::optional<Treatment> treatment;  // instead of the recipe's; complete
   std::string place;                   // "file:line:column", for messages and plans
@@ -129,14 +137,19 @@ struct Recipe {
   friend bool operator==(const Recipe&, const Recipe&) = default;
 };
 
+// Whether any of the treatments that its rules give NeedsCalibration.
+bool NeedsCalibration(const Recipe& recipe);
+
 // Whether a module's name matches a glob ("*" and "?", over dots too) or, after "re:", a regular
-// expression (ECMAScript, over the whole name). InvalidArgument for a broken expression.
+// expression (ECMAScript without back references, over the whole name). InvalidArgument for a
+// broken expression, and for one that takes absurdly long.
 absl::StatusOr<bool> MatchesName(std::string_view pattern, std::string_view module);
 
 // Reads the file that a recipe is in or extends.
 using ReadRecipeFile = std::function<absl::StatusOr<std::string>(const std::string& path)>;
 
-// `name`: one of the shipped recipes, or a path (which has a '/' or ends in .yaml or .yml).
+// `name`: one of the shipped recipes, or a path (which has a '/' or ends in .yaml or .yml). What it
+// `extends` is found the same way, a path from the folder of the file that says it.
 // `overrides`: "activations.algorithm.method=constant", applied after everything the recipe
 // extends. InvalidArgument with file:line:column and the nearest valid word for an unknown key, a
 // misspelt value, a wrong type or a combination that cannot be; NotFound with the shipped names.
