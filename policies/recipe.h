@@ -53,6 +53,12 @@ enum class NonFinite : uint8_t { kError, kKeep };
 template <>
 inline constexpr std::array<std::string_view, 2> kEnumNames<NonFinite> = {"error", "keep"};
 
+// Here and not where the grid is, which kernels are tuned with: every line there counts for their
+// build ids.
+inline bool operator==(const MultiplierGrid& a, const MultiplierGrid& b) {
+  return a.start == b.start && a.stop == b.stop && a.step == b.step;
+}
+
 // How a weight's scales are chosen. Fields of other methods than `method` have their defaults.
 struct WeightSpec {
   WeightMethod method = WeightMethod::kMax;
