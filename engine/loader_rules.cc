@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <regex>
+#include <unordered_map>
 
 namespace nibble {
 namespace {
@@ -13,15 +14,31 @@ bool HasAny(std::string_view text, std::string_view characters) {
   return text.find_first_of(characters) != text.npos;
 }
 
+// nullptr for a broken one. Kept, since the same few are asked for of each module.
+const std::regex* Compiled(std::string_view expression) {
+  constexpr size_t kMostKept = 10'000;
+  static thread_local std::unordered_map<std::string, std::optional<std::regex>> kept;
+  if (kept.size() > kMostKept) kept.clear();
+  const auto [it, is_new] = kept.try_emplace(std::string(expression));
+  if (is_new) {
+    try {
+      it->second.emplace(expression.begin(), expression.end());
+    } catch (const std::regex_error&) {
+    }
+  }
+  return it->second ? &*it->second : nullptr;
+}
+
 // `whole`: the expression must match all of the text, else a start of it.
 bool RegexMatches(std::string_view expression, std::string_view text, bool whole) {
   if (expression.size() > kMaxRegexText || text.size() > kMaxRegexText) return false;
+  const std::regex* regex = Compiled(expression);
+  if (regex == nullptr) return false;
   try {
-    const std::regex regex(expression.begin(), expression.end());
-    return whole ? std::regex_match(text.begin(), text.end(), regex)
-                 : std::regex_search(text.begin(), text.end(), regex,
+    return whole ? std::regex_match(text.begin(), text.end(), *regex)
+                 : std::regex_search(text.begin(), text.end(), *regex,
                                      std::regex_constants::match_continuous);
-  } catch (const std::regex_error&) {
+  } catch (const std::regex_error&) {  // too complex for the text
     return false;
   }
 }
