@@ -123,6 +123,17 @@ __device__ __forceinline__ float FastReciprocal(float x) {
 template <Pairing kPairing, typename T>
 __device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float factor) {
   float q[8];
+  if constexpr (NIBBLE_CONVERTS_E2M1) {
+    // Finite, so that a zero under the factor of an outer scale of 0 stays zero.
+    const float whole = fminf(MulRn(factor, 1.0f / kCodeUnit), kFloatMax);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = Unpack(T{}, word[j]);
+      q[FirstOf(kPairing, j)] = MulRn(pair.x, whole);
+      q[SecondOf(kPairing, j)] = MulRn(pair.y, whole);
+    }
+    return ConvertToE2m1(q);
+  }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const float2 pair = Unpack(T{}, word[j]);

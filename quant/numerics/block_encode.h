@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "quant/numerics/e2m1.h"
+#include "quant/numerics/e2m1_convert.h"
 #include "quant/numerics/e4m3.h"
 #include "quant/numerics/float_bits.h"
 #include "quant/numerics/four_over_six.h"
@@ -249,12 +250,33 @@ struct BlockScaler {
   }
 };
 
+// EncodeCodes by ConvertToE2m1: what it does where the device has the instruction.
+template <bool kFloat32, Rule kRule>
+NIBBLE_HD BlockCodes EncodeCodesByConversion(const float (&x)[kBlockSize],
+                                             const BlockScaler<kFloat32, kRule>& scaler) {
+  constexpr bool kInUnits = kRule == Rule::kCheckpoint || !kFloat32;
+  const float factor = kInUnits ? MulRn(scaler.factor, 1.0f / kCodeUnit) : scaler.factor;
+  const float divisor = MulRn(scaler.divisor, kCodeUnit);
+  float v[kBlockSize];
+  NIBBLE_UNROLL
+  for (int i = 0; i < kBlockSize; ++i) {
+    if (kRule == Rule::kCheckpoint) {
+      v[i] = DivideForE2m1(x[i], divisor, factor);
+      if (kFloat32) v[i] = CopySign(v[i], scaler.Sign(x[i], v[i]));
+    } else {  // a float32 value's product may become -0, which has no sign in a code
+      v[i] = kFloat32 ? AddRn(MulRn(x[i], factor), 0.0f) : FmaRn(x[i], factor, 0.0f);
+    }
+  }
+  return {{ConvertToE2m1(v), ConvertToE2m1(v + kBlockSize / 2)}};
+}
+
 // signs: those of the codes, where kSignsKnown says that they are at hand. Under the runtime rule
 // the block must be unsaturated.
 template <bool kFloat32, Rule kRule, bool kSignsKnown>
 NIBBLE_HD BlockCodes EncodeCodes(const float (&x)[kBlockSize],
                                  const BlockScaler<kFloat32, kRule>& scaler,
                                  const BlockBytes& signs) {
+  if constexpr (NIBBLE_CONVERTS_E2M1) return EncodeCodesByConversion(x, scaler);
   float q[kBlockSize], sign[kBlockSize];
   NIBBLE_UNROLL
   for (int i = 0; i < kBlockSize; ++i) {

@@ -188,7 +188,11 @@ void ExpectSameCodes(DType dtype, float amax_factor) {
         }
         const BlockCodes expected = CodesByDefinition(x, static_cast<uint8_t>(scale), outer, kRule);
         const BlockCodes actual = EncodeCodes<kFloat32, kRule, false>(x, scaler, {});
-        different += expected.word[0] != actual.word[0] || expected.word[1] != actual.word[1];
+        const BlockCodes converted = EncodeCodesByConversion(x, scaler);
+        for (int i = 0; i < 2; ++i) {
+          different += expected.word[i] != actual.word[i];
+          different += expected.word[i] != converted.word[i];
+        }
         ++compared;
       }
     }

@@ -243,16 +243,16 @@ TEST_F(CudaHugeTest, Grouped) {
 }
 
 TEST_F(CudaHugeTest, Dequantize) {
-  const auto compare = [&](const QuantizeParams& params, auto element, DType dtype) {
+  for (const bool swizzle : {false, true}) {
+    SCOPED_TRACE(swizzle);
+    const QuantizeParams params = {.scheme = Scheme::kPerToken, .swizzle = swizzle};
     const PackedTensor packed = *cuda_->Quantize(params, x_);
     const PackedTensor excerpt = *cpu_->Quantize(params, excerpt_);
-    std::vector<decltype(element)> expected(kExcerptRows * kCols), actual(kRows * kCols);
-    ASSERT_TRUE(cpu_->Dequantize(excerpt.view(), dtype, expected.data()).ok());
-    ASSERT_TRUE(cuda_->Dequantize(packed.view(), dtype, actual.data()).ok());
+    std::vector<uint16_t> expected(kExcerptRows * kCols), actual(kRows * kCols);
+    ASSERT_TRUE(cpu_->Dequantize(excerpt.view(), DType::kBf16, expected.data()).ok());
+    ASSERT_TRUE(cuda_->Dequantize(packed.view(), DType::kBf16, actual.data()).ok());
     EXPECT_TRUE(SameBytes(expected, Excerpt(actual.data(), kCols)));
-  };
-  compare({.scheme = Scheme::kPerToken, .swizzle = true}, uint16_t{}, DType::kBf16);
-  compare({.scheme = Scheme::kPerToken}, float{}, DType::kF32);
+  }
 }
 
 // The whole against pieces of it that 32 bits count, added up, which is exact.
