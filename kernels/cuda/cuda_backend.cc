@@ -320,8 +320,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
     NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    SweepCounts totals;
+    NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     const MultiplierSearchArgs args = {
         .x = data.get(),
         .blocks = blocks,
@@ -332,7 +332,7 @@ class CudaBackend final : public Backend {
         .code = code.get(),
         .best_amax = best_amax.get(),
         .loss = loss.get(),
-        .evaluations = evaluations.get(),
+        .counts = counts.get(),
     };
     NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMultiplierSearch(
         x.dtype, args, ConfigOf(CudaOp::kMultiplierSearch, x.dtype, blocks), stream_));
@@ -342,8 +342,10 @@ class CudaBackend final : public Backend {
     NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
     NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
-    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
-    return Synchronize();
+    NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.evaluations = totals.evaluations;
+    return absl::OkStatus();
   }
 
   // A packed tensor's bytes on the device.

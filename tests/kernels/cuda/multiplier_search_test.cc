@@ -123,7 +123,7 @@ TEST_F(CudaMultiplierSearchTest, EveryConfigReplaysFromAGraph) {
           .code = code.get(),
           .best_amax = best_amax.get(),
           .loss = loss.get(),
-          .evaluations = nullptr,
+          .counts = nullptr,
       };
       ReplayFromGraph(
           [&](cudaStream_t stream) {
