@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/parallel_for.h"
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/accumulate_hessian_launch.h"
@@ -59,10 +60,11 @@ class CudaBackend final : public Backend {
   int ConfigOf(CudaOp op, DType dtype, int64_t blocks) const {
     return configs_[static_cast<size_t>(op)](dtype, blocks);
   }
+  int ConfigOf(CudaOp op, const MatrixView& x) const {
+    return ConfigOf(op, x.dtype, x.size() / kBlockSize);
+  }
   CopyConfigs CopyConfigsOf(const MatrixView& x) const {
-    const int64_t blocks = x.size() / kBlockSize;
-    return {.amax = ConfigOf(CudaOp::kCopyAmax, x.dtype, blocks),
-            .encode = ConfigOf(CudaOp::kCopyEncode, x.dtype, blocks)};
+    return {.amax = ConfigOf(CudaOp::kCopyAmax, x), .encode = ConfigOf(CudaOp::kCopyEncode, x)};
   }
   absl::Status Synchronize() {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
@@ -70,15 +72,35 @@ class CudaBackend final : public Backend {
 
   // Of x, which `data` is a copy of.
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
-    const int64_t blocks = x.size() / kBlockSize;
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(x.dtype, data, blocks, amax.get(),
-                                           ConfigOf(CudaOp::kAmax, x.dtype, blocks), stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAmax(x.dtype, data, x.size() / kBlockSize, amax.get(),
+                                           ConfigOf(CudaOp::kAmax, x), stream_));
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
     if (!IsFinite(value)) return NonFiniteError(x);
     return value;
+  }
+
+  // Where a search puts what it finds of each block.
+  struct DeviceSweep {
+    DeviceBuffer<uint8_t> code;
+    DeviceBuffer<float> best_amax, loss;
+
+    absl::Status CopyTo(SweepResult& result) const {
+      result.code.resize(code.count());
+      result.best_amax.resize(best_amax.count());
+      result.loss.resize(loss.count());
+      NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
+      NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
+      return loss.CopyTo(result.loss.data());
+    }
+  };
+  absl::StatusOr<DeviceSweep> AllocateSweep(int64_t blocks) {
+    NIBBLE_ASSIGN_OR_RETURN(auto code, Allocate<uint8_t>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(auto best_amax, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(auto loss, Allocate<float>(blocks));
+    return DeviceSweep{std::move(code), std::move(best_amax), std::move(loss)};
   }
 
   absl::StatusOr<float> DoAmax(const MatrixView& x) override {
@@ -106,8 +128,8 @@ class CudaBackend final : public Backend {
         .histogram = params.histogram ? histogram.get() : nullptr,
         .non_finite = non_finite.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(
-        x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchObserve(x.dtype, args, ConfigOf(CudaOp::kObserve, x), stream_));
     NonFiniteCounts counts = {};
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&result.amax));
     NIBBLE_RETURN_IF_ERROR(row_amax.CopyTo(result.row_amax.data()));
@@ -136,9 +158,8 @@ class CudaBackend final : public Backend {
         .hessians = sums.get(),
         .bad_slice = bad_slice.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchAccumulateHessian(
-        x.dtype, args, ConfigOf(CudaOp::kAccumulateHessian, x.dtype, x.size() / kBlockSize),
-        stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchAccumulateHessian(x.dtype, args, ConfigOf(CudaOp::kAccumulateHessian, x), stream_));
     int64_t slice = -1;
     NIBBLE_RETURN_IF_ERROR(bad_slice.CopyTo(&slice));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
@@ -154,9 +175,7 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const float amax, AmaxOf(x, data.get()));
     result.global_amax = params.global_amax.value_or(amax);
     NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(&result.global_amax, 1));
-    NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceSweep found, AllocateSweep(blocks));
     SweepCounts totals;
     NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     if (hessians.empty()) {
@@ -168,15 +187,16 @@ class CudaBackend final : public Backend {
           .bound = static_cast<float>(params.e4m3_max),
           .exhaustive = params.method == SweepMethod::kExhaustive,
           .tables = tables.get(),
-          .code = code.get(),
-          .best_amax = best_amax.get(),
-          .loss = loss.get(),
+          .code = found.code.get(),
+          .best_amax = found.best_amax.get(),
+          .loss = found.loss.get(),
           .counts = counts.get(),
       };
       NIBBLE_CUDA_RETURN_IF_ERROR(
-          LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
+          LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x), stream_));
     } else {
-      NIBBLE_ASSIGN_OR_RETURN(const auto host_factors, FactorHessians(hessians, pool_));
+      ThreadPool pool;
+      NIBBLE_ASSIGN_OR_RETURN(const auto host_factors, FactorHessians(hessians, pool));
       NIBBLE_ASSIGN_OR_RETURN(const auto factors,
                               Upload(host_factors.data(), std::ssize(host_factors)));
       NIBBLE_ASSIGN_OR_RETURN(const auto tables, Allocate<ScaleSweepHessianTables>(1));
@@ -191,22 +211,17 @@ class CudaBackend final : public Backend {
           .exhaustive = params.method == SweepMethod::kExhaustive,
           .tables = tables.get(),
           .prepared = prepared.get(),
-          .code = code.get(),
-          .best_amax = best_amax.get(),
-          .loss = loss.get(),
+          .code = found.code.get(),
+          .best_amax = found.best_amax.get(),
+          .loss = found.loss.get(),
           .counts = counts.get(),
       };
-      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchScaleSweepHessian(
-          x.dtype, args, ConfigOf(CudaOp::kScaleSweepHessian, x.dtype, blocks), stream_));
+      NIBBLE_CUDA_RETURN_IF_ERROR(
+          LaunchScaleSweepHessian(x.dtype, args, ConfigOf(CudaOp::kScaleSweepHessian, x), stream_));
       // The copy from host_factors may still be under way.
       NIBBLE_RETURN_IF_ERROR(Synchronize());
     }
-    result.code.resize(blocks);
-    result.best_amax.resize(blocks);
-    result.loss.resize(blocks);
-    NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
-    NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
-    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
+    NIBBLE_RETURN_IF_ERROR(found.CopyTo(result));
     NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
     result.evaluations = totals.evaluations;
@@ -228,8 +243,8 @@ class CudaBackend final : public Backend {
     if (params.scheme == Scheme::kPerToken) {
       const ObserveArgs args = {
           .x = data.get(), .rows = x.rows, .cols = x.cols, .row_amax = amax.get()};
-      NIBBLE_CUDA_RETURN_IF_ERROR(LaunchObserve(
-          x.dtype, args, ConfigOf(CudaOp::kObserve, x.dtype, x.size() / kBlockSize), stream_));
+      NIBBLE_CUDA_RETURN_IF_ERROR(
+          LaunchObserve(x.dtype, args, ConfigOf(CudaOp::kObserve, x), stream_));
       NIBBLE_RETURN_IF_ERROR(amax.CopyTo(out.amax));
     }
     const QuantizeArgs args = {
@@ -317,9 +332,7 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto g, Upload(&result.global_amax, 1));
     NIBBLE_ASSIGN_OR_RETURN(const auto workspace,
                             Allocate<char>(MultiplierSearchWorkspaceBytes(params.grid)));
-    NIBBLE_ASSIGN_OR_RETURN(const auto code, Allocate<uint8_t>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto best_amax, Allocate<float>(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Allocate<float>(blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceSweep found, AllocateSweep(blocks));
     SweepCounts totals;
     NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     const MultiplierSearchArgs args = {
@@ -329,19 +342,14 @@ class CudaBackend final : public Backend {
         .bound = static_cast<float>(params.e4m3_max),
         .grid = params.grid,
         .workspace = workspace.get(),
-        .code = code.get(),
-        .best_amax = best_amax.get(),
-        .loss = loss.get(),
+        .code = found.code.get(),
+        .best_amax = found.best_amax.get(),
+        .loss = found.loss.get(),
         .counts = counts.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchMultiplierSearch(
-        x.dtype, args, ConfigOf(CudaOp::kMultiplierSearch, x.dtype, blocks), stream_));
-    result.code.resize(blocks);
-    result.best_amax.resize(blocks);
-    result.loss.resize(blocks);
-    NIBBLE_RETURN_IF_ERROR(code.CopyTo(result.code.data()));
-    NIBBLE_RETURN_IF_ERROR(best_amax.CopyTo(result.best_amax.data()));
-    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(result.loss.data()));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchMultiplierSearch(x.dtype, args, ConfigOf(CudaOp::kMultiplierSearch, x), stream_));
+    NIBBLE_RETURN_IF_ERROR(found.CopyTo(result));
     NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
     result.evaluations = totals.evaluations;
@@ -455,7 +463,7 @@ class CudaBackend final : public Backend {
                    .group_sums = group_sums.get()},
     };
     NIBBLE_CUDA_RETURN_IF_ERROR(
-        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x.dtype, blocks), stream_));
+        LaunchScaleSweep(x.dtype, args, ConfigOf(CudaOp::kScaleSweep, x), stream_));
     NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
     NIBBLE_RETURN_IF_ERROR(scale.CopyTo(out.scale));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(&result.loss));
@@ -469,7 +477,6 @@ class CudaBackend final : public Backend {
   const cudaStream_t stream_;
   const std::string name_;
   const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
-  ThreadPool pool_;                         // for what is done on the host
 };
 
 }  // namespace
