@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "benchmark/benchmark.h"
+#include "calib/calibrator.h"
 #include "engine/synthetic.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -98,6 +99,27 @@ void RegisterAll() {
       NIBBLE_CHECK(backend.Observe(params, x).ok());
     };
   };
+  const auto measure_error = [](Backend& backend, const MatrixView& x, benchmark::State& state) {
+    QuantizeParams params;
+    params.rule = Rule::kCheckpoint;
+    state.PauseTiming();
+    const auto packed = backend.Quantize(params, x);
+    state.ResumeTiming();
+    NIBBLE_CHECK(packed.ok() && backend.MeasureError(x, packed->view()).ok());
+  };
+  // What a weight costs whose fused group is itself alone: two reads.
+  const auto calibrate = [](const WeightSpec& spec) {
+    return [spec](Backend& backend, const MatrixView& x, benchmark::State&) {
+      const auto calibrator = MakeWeightCalibrator(spec);
+      NIBBLE_CHECK(calibrator.ok() && (*calibrator)->Collect(x, backend).ok());
+      NIBBLE_CHECK((*calibrator)->Quantize(x, backend).ok());
+    };
+  };
+  WeightSpec max, mse, mse_multipliers, weight_four_over_six;
+  mse.method = mse_multipliers.method = WeightMethod::kMse;
+  mse.fp8_scale_sweep = true;
+  weight_four_over_six.method = WeightMethod::kFourOverSix;
+  weight_four_over_six.e4m3_max = 256;
   QuantizeParams plain, checkpoint, four_over_six, tile, stochastic;
   checkpoint.rule = Rule::kCheckpoint;
   four_over_six.four_over_six = FourOverSix{};
@@ -123,6 +145,12 @@ void RegisterAll() {
       Register("ObserveRowsAndColumns", *kernels, threads, rows,
                observe({true, true, false, false}));
       Register("ObserveEverything", *kernels, threads, rows, observe({true, true, true, true}));
+      Register("MeasureError", *kernels, threads, rows, measure_error);
+      Register("CalibrateMax", *kernels, threads, rows, calibrate(max));
+      Register("CalibrateMse", *kernels, threads, rows, calibrate(mse));
+      Register("CalibrateMseMultipliers", *kernels, threads, best ? 512 : kFewRows,
+               calibrate(mse_multipliers));
+      Register("CalibrateFourOverSix", *kernels, threads, rows, calibrate(weight_four_over_six));
       Register("MultiplierSearch", *kernels, threads, best ? 512 : kFewRows, multipliers);
       Register("ScaleSweepHessian", *kernels, threads, best ? 512 : kFewRows, hessian);
     }

@@ -1,5 +1,5 @@
-// The program: arguments in, a pipeline function called, words out. Exit codes: 2 wrong arguments,
-// 3 bad data, 1 everything else that fails; each with one line on stderr.
+// The program: arguments in, a pipeline function called, words out; cli/report.h has the exit
+// codes.
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -11,6 +11,13 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "cli/calibration_command.h"
+#include "cli/flags.h"
+#include "cli/plan_command.h"
+#include "cli/quantize_command.h"
+#include "cli/recipes_command.h"
+#include "cli/report.h"
+#include "cli/verify_command.h"
 #include "engine/compare_methods.h"
 #include "engine/inspect.h"
 #include "engine/synthetic.h"
@@ -22,83 +29,6 @@
 
 namespace nibble {
 namespace {
-
-enum ExitCode { kSuccess = 0, kFailed = 1, kWrongArguments = 2, kBadData = 3 };
-
-ExitCode ExitCodeOf(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kOk:
-      return kSuccess;
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kUnimplemented:
-      return kWrongArguments;
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kDataLoss:
-      return kBadData;
-    default:
-      return kFailed;
-  }
-}
-
-ExitCode Report(const absl::Status& status) {
-  if (!status.ok()) {
-    std::fprintf(stderr, "nibble: %s\n", Printable(ToStd(status.message())).c_str());
-  }
-  return ExitCodeOf(status);
-}
-
-// --- Options that several commands share --------------------------------------------------------
-
-template <typename Enum>
-CLI::Option* AddEnum(CLI::App* app, const std::string& name, Enum& value, const std::string& help) {
-  return app
-      ->add_option_function<std::string>(
-          name,
-          [&value, name](const std::string& text) {
-            const std::optional<Enum> parsed = FromName<Enum>(text);
-            if (!parsed) {
-              throw CLI::ValidationError(name, "expected " + NamesOf<Enum>() + ", got " + text);
-            }
-            value = *parsed;
-          },
-          help)
-      ->type_name(NamesOf<Enum>());
-}
-
-struct BackendFlags {
-  std::string name = "auto";
-  BackendOptions options;
-
-  void Add(CLI::App* app) {
-    app->add_option("--backend", name, "auto, cpu, cpu-scalar or cuda:N")->capture_default_str();
-    app->add_option("--threads", options.threads, "CPU threads; 0: one for each CPU")
-        ->check(CLI::Range(0, 1024))
-        ->capture_default_str();
-  }
-
-  // A store of picks that cannot be read costs speed, not the run.
-  absl::StatusOr<std::unique_ptr<Backend>> Make() const {
-    BackendOptions with_picks = options;
-    absl::Status unread;
-    if (CudaDeviceOf(name)) {
-      absl::StatusOr<TuningStore> picks = LoadTuning(UserTuningPath());
-      unread = picks.status();
-      if (picks.ok()) with_picks.tuning = *std::move(picks);
-    }
-    NIBBLE_ASSIGN_OR_RETURN(auto backend, MakeBackend(name, with_picks));
-    if (!unread.ok()) {
-      std::fprintf(stderr, "nibble: warning: %s; using the shipped picks\n",
-                   Printable(ToStd(unread.message())).c_str());
-    }
-    return backend;
-  }
-};
-
-// CLI11 takes an empty word for 0, or for an option that was not given.
-CLI::Validator NotEmpty() {
-  return CLI::Validator(
-      [](std::string& word) { return word.empty() ? "expected a value, got nothing" : ""; }, "");
-}
 
 CLI::Option* AddE4m3Max(CLI::App* app, int& value, const std::string& help) {
   return app->add_option("--e4m3-max", value, help)->check(CLI::IsMember({448, 256}));
@@ -435,7 +365,15 @@ int Main(int argc, char** argv) {
   AddCommand<QuantizeCommand>(tensor, "quantize", "codes, block scales and amax", result);
   AddCommand<SweepCommand>(tensor, "sweep", "the best block scales, by squared error", result);
   AddCommand<DequantizeCommand>(tensor, "dequantize", "back to bf16 or fp32", result);
+  CLI::App* calibration = app.add_subcommand("calibration", "files of what inputs looked like");
+  AddCommand<CalibrationCollectCommand>(calibration, "collect", "from captured activations",
+                                        result);
+  AddCommand<CalibrationMergeCommand>(calibration, "merge", "of several runs or ranks", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
+  AddCommand<PlanCommand>(&app, "plan", "what a recipe makes of each tensor of a model", result);
+  AddCommand<QuantizeModelCommand>(&app, "quantize", "a model folder to a quantized one", result);
+  AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
+  AddCommand<VerifyCommand>(&app, "verify", "check a folder of a quantized model", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);
   try {
@@ -454,7 +392,7 @@ int Main(int argc, char** argv) {
         absl::ResourceExhaustedError("memory: expected a tensor that fits, got a larger"));
   }
   // CLI11's own check for a missing command would hide an unknown one.
-  const CLI::App& level = tensor->parsed() ? *tensor : app;
+  const CLI::App& level = tensor->parsed() ? *tensor : calibration->parsed() ? *calibration : app;
   if (level.get_subcommands().empty()) {
     result = absl::InvalidArgumentError("command: expected one that `--help` lists, got none");
   }

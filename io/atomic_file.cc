@@ -110,20 +110,32 @@ AtomicFile& AtomicFile::operator=(AtomicFile other) noexcept {
   return *this;
 }
 
-absl::Status AtomicFile::Append(std::string_view bytes) {
+template <typename Write>
+absl::Status AtomicFile::WriteAll(std::span<const std::byte> bytes, const Write& write) {
   NIBBLE_RETURN_IF_ERROR(CheckOpen());
   while (!bytes.empty()) {
-    const ssize_t written =
-        RetryOnInterrupt([&] { return write(file_.get(), bytes.data(), bytes.size()); });
+    const ssize_t written = RetryOnInterrupt([&] { return write(bytes); });
     if (written == 0) errno = ENOSPC;  // no progress and no reason: never loop on it
     if (written <= 0) return Fail("write");
-    bytes.remove_prefix(static_cast<size_t>(written));
+    bytes = bytes.subspan(static_cast<size_t>(written));
   }
   return absl::OkStatus();
 }
 
+absl::Status AtomicFile::Append(std::string_view bytes) {
+  return Append(std::as_bytes(std::span(bytes)));
+}
+
 absl::Status AtomicFile::Append(std::span<const std::byte> bytes) {
-  return Append(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  return WriteAll(
+      bytes, [&](std::span<const std::byte> b) { return write(file_.get(), b.data(), b.size()); });
+}
+
+absl::Status AtomicFile::WriteAt(uint64_t offset, std::span<const std::byte> bytes) {
+  const std::byte* const begin = bytes.data();
+  return WriteAll(bytes, [&](std::span<const std::byte> b) {
+    return pwrite(file_.get(), b.data(), b.size(), static_cast<off_t>(offset + (b.data() - begin)));
+  });
 }
 
 absl::Status AtomicFile::Commit() {

@@ -3,6 +3,7 @@
 #define NIBBLE_IO_ATOMIC_FILE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,6 +36,8 @@ class AtomicFile {
   // FailedPrecondition.
   absl::Status Append(std::string_view bytes);
   absl::Status Append(std::span<const std::byte> bytes);
+  // At a place of the file, wherever Append is; what lies between is zero until it is written.
+  absl::Status WriteAt(uint64_t offset, std::span<const std::byte> bytes);
 
   // Returns once the bytes and the name are on the disk. The one failure that leaves the final name
   // replaced is that of syncing the folder after the rename.
@@ -50,6 +53,9 @@ class AtomicFile {
         file_(std::move(file)) {}
 
   absl::Status CheckOpen() const;
+  // Calls write(bytes) until it has taken them all.
+  template <typename Write>
+  absl::Status WriteAll(std::span<const std::byte> bytes, const Write& write);
   absl::Status TakeFinalName();
   absl::Status Fail(std::string_view what);  // the status of errno, after Discard
   void Discard();

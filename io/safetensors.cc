@@ -17,7 +17,6 @@
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "base/text.h"
-#include "io/atomic_file.h"
 
 namespace nibble {
 namespace {
@@ -29,9 +28,9 @@ constexpr size_t kMaxRank = 64;
 std::string TensorLabel(std::string_view name) { return absl::StrCat("tensor ", Quoted(name)); }
 
 // The rules that one tensor must keep in a file that is read (DataLoss) and in one to be written
-// (InvalidArgument).
+// (InvalidArgument). `bytes`: those that its data has, where that is known apart from its shape.
 absl::Status CheckTensor(absl::StatusCode code, std::string_view name, DType dtype,
-                         std::span<const int64_t> shape, uint64_t bytes) {
+                         std::span<const int64_t> shape, std::optional<uint64_t> bytes) {
   const auto error = [&](const std::string& problem) {
     return absl::Status(code, absl::StrCat(TensorLabel(name), problem));
   };
@@ -49,9 +48,9 @@ absl::Status CheckTensor(absl::StatusCode code, std::string_view name, DType dty
         " bytes, got ",
         ShapeName(shape)));
   }
-  if (bytes != expected) {
+  if (bytes && *bytes != expected) {
     return error(absl::StrCat(": expected ", expected, " bytes for the shape ", ShapeName(shape),
-                              " of ", ToAbsl(DTypeName(dtype)), ", got ", bytes));
+                              " of ", ToAbsl(DTypeName(dtype)), ", got ", *bytes));
   }
   return absl::OkStatus();
 }
@@ -365,8 +364,14 @@ absl::StatusOr<std::string> JsonString(std::string_view text) {
   }
 }
 
+// Of a tensor that CheckTensor let through.
+uint64_t BytesOf(const TensorSpec& tensor) {
+  return static_cast<uint64_t>(*ElementCount(tensor.shape)) *
+         static_cast<uint64_t>(DTypeBytes(tensor.dtype));
+}
+
 // `order` is the order of the data section.
-absl::StatusOr<std::string> MakeHeader(std::span<const TensorToWrite* const> order,
+absl::StatusOr<std::string> MakeHeader(std::span<const TensorSpec* const> order,
                                        const std::map<std::string, std::string>& metadata) {
   std::vector<std::string> members;
   if (!metadata.empty()) {
@@ -380,9 +385,9 @@ absl::StatusOr<std::string> MakeHeader(std::span<const TensorToWrite* const> ord
         absl::StrCat("\"", ToAbsl(kMetadataKey), "\":{", absl::StrJoin(pairs, ","), "}"));
   }
   uint64_t begin = 0;
-  for (const TensorToWrite* tensor : order) {
+  for (const TensorSpec* tensor : order) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string json_name, JsonString(tensor->name));
-    const uint64_t end = begin + tensor->data.size();
+    const uint64_t end = begin + BytesOf(*tensor);
     members.push_back(absl::StrCat(json_name, ":{\"dtype\":\"", ToAbsl(DTypeName(tensor->dtype)),
                                    "\",\"shape\":[", absl::StrJoin(tensor->shape, ","),
                                    "],\"data_offsets\":[", begin, ",", end, "]}"));
@@ -397,22 +402,26 @@ absl::StatusOr<std::string> MakeHeader(std::span<const TensorToWrite* const> ord
   return header;
 }
 
-absl::StatusOr<std::vector<const TensorToWrite*>> CheckAndOrder(
-    std::span<const TensorToWrite> tensors) {
+absl::StatusOr<std::vector<const TensorSpec*>> CheckAndOrder(std::span<const TensorSpec> tensors) {
   std::set<std::string_view> names = {kMetadataKey};
-  std::vector<const TensorToWrite*> order;
-  for (const TensorToWrite& tensor : tensors) {
+  std::vector<const TensorSpec*> order;
+  uint64_t total = 0;
+  for (const TensorSpec& tensor : tensors) {
     NIBBLE_RETURN_IF_ERROR(CheckTensor(absl::StatusCode::kInvalidArgument, tensor.name,
-                                       tensor.dtype, tensor.shape, tensor.data.size()));
+                                       tensor.dtype, tensor.shape, std::nullopt));
     if (!names.insert(tensor.name).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(TensorLabel(tensor.name),
                        ": expected names that differ from each other and"
                        " from __metadata__, got a second one"));
     }
+    if (__builtin_add_overflow(total, BytesOf(tensor), &total) ||
+        total > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+      return absl::InvalidArgumentError("tensors: expected fewer than 2^63 bytes in all, got more");
+    }
     order.push_back(&tensor);
   }
-  std::ranges::sort(order, {}, [](const TensorToWrite* t) {
+  std::ranges::sort(order, {}, [](const TensorSpec* t) {
     return std::pair<int, std::string_view>(-DTypeBytes(t->dtype), t->name);
   });
   return order;
@@ -534,8 +543,9 @@ absl::StatusOr<std::vector<std::byte>> SafetensorsReader::ReadAll(const TensorIn
   });
 }
 
-absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToWrite> tensors,
-                              const std::map<std::string, std::string>& metadata) {
+absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
+    const std::string& path, std::span<const TensorSpec> tensors,
+    const std::map<std::string, std::string>& metadata) {
   const auto order = CheckAndOrder(tensors);
   if (!order.ok()) return Annotate(order.status(), path);
   const absl::StatusOr<std::string> header = MakeHeader(*order, metadata);
@@ -548,8 +558,52 @@ absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToW
   NIBBLE_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Create(path));
   NIBBLE_RETURN_IF_ERROR(file.Append(length));
   NIBBLE_RETURN_IF_ERROR(file.Append(*header));
-  for (const TensorToWrite* tensor : *order) NIBBLE_RETURN_IF_ERROR(file.Append(tensor->data));
-  return file.Commit();
+  std::vector<Place> places(tensors.size());
+  uint64_t begin = kLengthBytes + header->size();
+  for (const TensorSpec* tensor : *order) {
+    places[tensor - tensors.data()] = {tensor->name, begin, BytesOf(*tensor), 0};
+    begin += BytesOf(*tensor);
+  }
+  return SafetensorsWriter(path, std::move(file), std::move(places));
+}
+
+absl::Status SafetensorsWriter::Write(size_t tensor, uint64_t offset,
+                                      std::span<const std::byte> bytes) {
+  Place& place = places_[tensor];
+  if (offset > place.bytes || bytes.size() > place.bytes - offset) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path_, ": ", TensorLabel(place.name), ": expected a range of its ",
+                     place.bytes, " bytes, got ", bytes.size(), " from byte ", offset, " on"));
+  }
+  NIBBLE_RETURN_IF_ERROR(file_.WriteAt(place.begin + offset, bytes));
+  place.written += bytes.size();
+  return absl::OkStatus();
+}
+
+absl::Status SafetensorsWriter::Commit() {
+  for (const Place& place : places_) {
+    if (place.written == place.bytes) continue;
+    return absl::FailedPreconditionError(absl::StrCat(path_, ": ", TensorLabel(place.name),
+                                                      ": expected its ", place.bytes,
+                                                      " bytes to be written, got ", place.written));
+  }
+  return file_.Commit();
+}
+
+absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToWrite> tensors,
+                              const std::map<std::string, std::string>& metadata) {
+  std::vector<TensorSpec> specs;
+  for (const TensorToWrite& tensor : tensors) {
+    const absl::Status valid = CheckTensor(absl::StatusCode::kInvalidArgument, tensor.name,
+                                           tensor.dtype, tensor.shape, tensor.data.size());
+    if (!valid.ok()) return Annotate(valid, path);
+    specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  }
+  NIBBLE_ASSIGN_OR_RETURN(auto writer, SafetensorsWriter::Create(path, specs, metadata));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    NIBBLE_RETURN_IF_ERROR(writer.Write(i, 0, tensors[i].data));
+  }
+  return writer.Commit();
 }
 
 }  // namespace nibble

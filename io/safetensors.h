@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/tensor_view.h"
+#include "io/atomic_file.h"
 #include "io/file_descriptor.h"
 
 namespace nibble {
@@ -79,6 +80,44 @@ class SafetensorsReader {
   std::vector<const TensorInfo*> by_name_;
 };
 
+struct TensorSpec {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+};
+
+// Writes a file whose tensors are known before their bytes are, in any order of the bytes. Goes
+// through AtomicFile, which has the rules for `path`. Tensors are laid out by descending element
+// size, then by name, which aligns each to its element size.
+class SafetensorsWriter {
+ public:
+  // InvalidArgument for what the reader would refuse: names that repeat, are empty or are not
+  // UTF-8, or shapes that are too large.
+  static absl::StatusOr<SafetensorsWriter> Create(
+      const std::string& path, std::span<const TensorSpec> tensors,
+      const std::map<std::string, std::string>& metadata);
+
+  // bytes.size() bytes from `offset` in tensors[tensor] on; InvalidArgument where they pass its
+  // end. Each byte is written once.
+  absl::Status Write(size_t tensor, uint64_t offset, std::span<const std::byte> bytes);
+
+  // FailedPrecondition where bytes are missing.
+  absl::Status Commit();
+
+ private:
+  struct Place {
+    std::string name;
+    uint64_t begin, bytes, written;
+  };
+
+  SafetensorsWriter(std::string path, AtomicFile file, std::vector<Place> places)
+      : path_(std::move(path)), file_(std::move(file)), places_(std::move(places)) {}
+
+  std::string path_;
+  AtomicFile file_;
+  std::vector<Place> places_;  // as the caller counts tensors
+};
+
 struct TensorToWrite {
   std::string name;
   DType dtype = DType::kF32;
@@ -86,9 +125,7 @@ struct TensorToWrite {
   std::span<const std::byte> data;
 };
 
-// Writes through AtomicFile, which has the rules for `path`. Tensors are laid out by descending
-// element size, then by name, which aligns each to its element size. InvalidArgument for what the
-// reader would refuse: names that repeat, are empty or are not UTF-8, or sizes that disagree.
+// The same for bytes that are all there; InvalidArgument where sizes disagree, too.
 absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToWrite> tensors,
                               const std::map<std::string, std::string>& metadata);
 

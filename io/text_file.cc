@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "base/status.h"
 #include "io/file_descriptor.h"
 
@@ -20,9 +22,11 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t most) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
                                                    ToAbsl(FileKind(info.st_mode))));
   }
-  std::string text(most + 1, '\0');  // the size that fstat told may be old by now
+  // One byte more than there should be; the size that fstat told may be old by now.
+  std::string text(std::min(most, static_cast<size_t>(info.st_size)) + 1, '\0');
   size_t size = 0;
-  while (size < text.size()) {
+  while (size <= most) {
+    if (size == text.size()) text.resize(std::min(most + 1, 2 * size));
     const ssize_t got =
         RetryOnInterrupt([&] { return read(file.get(), text.data() + size, text.size() - size); });
     if (got < 0) return ErrnoStatus(path, "read");

@@ -4,6 +4,7 @@
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/multiplier_grid.h"
 #include "quant/numerics/hessian_sweep.h"
 
 namespace nibble {
@@ -119,6 +120,17 @@ absl::Status CheckGrouped(const QuantizeParams& params, const MatrixView& x,
 }
 
 }  // namespace
+
+absl::Status Validate(const MultiplierGrid& grid) {
+  const bool numbers = IsFinite(grid.start) && IsFinite(grid.stop) && IsFinite(grid.step);
+  if (!numbers || !(grid.start > 0 && grid.stop >= grid.start && grid.step > 0) ||
+      (double{grid.stop} - grid.start) / grid.step > kMaxMultipliers - 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "multipliers: expected 0 < start <= stop, step > 0 and at most ", kMaxMultipliers,
+        " of them, got start ", grid.start, ", stop ", grid.stop, ", step ", grid.step));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Backend::NonFiniteError(const MatrixView& x) {
   int64_t count = 0, first = -1;
@@ -298,14 +310,7 @@ absl::StatusOr<SweepResult> Backend::MultiplierSearch(const MultiplierSearchPara
                                                       const MatrixView& x) {
   NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));
   NIBBLE_RETURN_IF_ERROR(CheckGlobalAmax(params.global_amax));
-  const MultiplierGrid& grid = params.grid;
-  const bool numbers = IsFinite(grid.start) && IsFinite(grid.stop) && IsFinite(grid.step);
-  if (!numbers || !(grid.start > 0 && grid.stop >= grid.start && grid.step > 0) ||
-      (double{grid.stop} - grid.start) / grid.step > kMaxMultipliers - 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "multipliers: expected 0 < start <= stop, step > 0 and at most ", kMaxMultipliers,
-        " of them, got start ", grid.start, ", stop ", grid.stop, ", step ", grid.step));
-  }
+  NIBBLE_RETURN_IF_ERROR(Validate(params.grid));
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(x));
   SweepResult result;
   NIBBLE_RETURN_IF_ERROR(DoMultiplierSearch(params, x, result));

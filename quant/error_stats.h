@@ -50,10 +50,12 @@ class ErrorStats {
   int64_t saturated() const { return saturated_; }  // |x| above the block's largest value
   int64_t flushed() const { return flushed_; }      // x != 0 became 0
   double max_error() const { return max_error_; }   // largest |x - y|
-  double mse() const;                               // 0 where count() is 0
-  double relative_mse() const;                      // sum (x-y)^2 / sum x^2; 0 where both are 0
-  double sqnr_db() const;                           // -10 log10(relative_mse)
-  double cosine() const;                            // of x and y; 1 where both are 0
+  double squared_error() const { return squared_error_.Value(); }  // sum (x-y)^2
+  double squared_x() const { return squared_x_.Value(); }          // sum x^2
+  double mse() const;                                              // 0 where count() is 0
+  double relative_mse() const;  // sum (x-y)^2 / sum x^2; 0 where both are 0
+  double sqnr_db() const;       // -10 log10(relative_mse)
+  double cosine() const;        // of x and y; 1 where both are 0
 
  private:
   ExactSum squared_error_, squared_x_, squared_y_, product_;

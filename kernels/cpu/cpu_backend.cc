@@ -164,6 +164,39 @@ class CpuBackend final : public Backend {
     return absl::OkStatus();
   }
 
+  // What is given, else the matrix's own, which proves it finite.
+  absl::StatusOr<float> GlobalAmax(const MatrixView& x, const std::optional<float>& given) {
+    if (given) return *given;
+    return DoAmax(x);
+  }
+
+  // Whether `blocks` blocks from `first` on are all finite. Asked right before a piece is read for
+  // something else, it costs little: they come from the cache then.
+  bool AreFinite(const MatrixView& x, int64_t first, int64_t blocks) const {
+    return kernels_.max_magnitude(x.dtype, ElementAt(x, first * kBlockSize), blocks * kBlockSize) <
+           InfinityBits(x.dtype);
+  }
+
+  // Blocks [begin, end) as a row of their own.
+  static MatrixView Piece(const MatrixView& x, int64_t begin, int64_t end) {
+    return {ElementAt(x, begin * kBlockSize), x.dtype, 1, (end - begin) * kBlockSize};
+  }
+
+  // Calls body(begin, end) over the blocks of x in pieces, but not for pieces that are not finite;
+  // none is looked at where all are known to be.
+  template <typename Body>
+  absl::Status ForFinitePieces(const MatrixView& x, bool known_finite, const Body& body) {
+    std::atomic<bool> finite{true};
+    pool_.ParallelFor(x.size() / kBlockSize, kGrainBlocks, [&](int64_t begin, int64_t end) {
+      if (known_finite || AreFinite(x, begin, end - begin)) {
+        body(begin, end);
+      } else {
+        finite = false;
+      }
+    });
+    return finite ? absl::OkStatus() : NonFiniteError(x);
+  }
+
   // Largest magnitude of each row of a matrix that is known to be finite.
   void RowAmax(const MatrixView& x, float* amax) {
     const int64_t grain = std::max<int64_t>(1, kGrainBlocks * kBlockSize / x.cols);
@@ -212,6 +245,11 @@ class CpuBackend final : public Backend {
 
   absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& source,
                           const MutablePackedView& out) override {
+    if (params.global_amax && params.scheme == Scheme::kPerTensor && !params.columnwise &&
+        params.rht == Rht::kNone) {
+      out.amax[0] = *params.global_amax;
+      return Encode(params, source, nullptr, /*known_finite=*/false, out);
+    }
     NIBBLE_ASSIGN_OR_RETURN(float amax, DoAmax(source));
     if (source.size() == 0) {
       std::fill_n(out.amax, out.layout.amax_count(), params.global_amax.value_or(0.0f));
@@ -233,22 +271,21 @@ class CpuBackend final : public Backend {
     } else {
       out.amax[0] = params.global_amax.value_or(amax);
     }
-    Encode(params, x, nullptr, out);
-    return absl::OkStatus();
+    return Encode(params, x, nullptr, /*known_finite=*/true, out);
   }
 
   absl::Status DoQuantizeWithScales(const MatrixView& x, std::span<const uint8_t> scales,
                                     const MutablePackedView& out) override {
-    NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
     QuantizeParams params;
     params.rule = Rule::kCheckpoint;
     params.e4m3_max = out.layout.e4m3_max;
-    Encode(params, x, scales.data(), out);
-    return absl::OkStatus();
+    return Encode(params, x, scales.data(), /*known_finite=*/false, out);
   }
 
-  void Encode(const QuantizeParams& params, const MatrixView& x, const uint8_t* given_scales,
-              const MutablePackedView& out) {
+  // tile_2d only of what is known to be finite.
+  absl::Status Encode(const QuantizeParams& params, const MatrixView& x,
+                      const uint8_t* given_scales, bool known_finite,
+                      const MutablePackedView& out) {
     const PackedLayout& layout = out.layout;
     std::vector<uint8_t> linear(layout.swizzled ? layout.blocks() : 0);
     const EncodeJob job = {x,          &params,
@@ -259,14 +296,19 @@ class CpuBackend final : public Backend {
           layout.blocks() / kBlockSize, kGrainBlocks / kBlockSize,
           [&](int64_t begin, int64_t end) { kernels_.encode_tiles(job, begin, end); });
     } else {
-      pool_.ParallelFor(layout.blocks(), kGrainBlocks, [&](int64_t begin, int64_t end) {
+      NIBBLE_RETURN_IF_ERROR(ForFinitePieces(x, known_finite, [&](int64_t begin, int64_t end) {
         kernels_.encode_blocks(job, begin, end);
-      });
+      }));
     }
-    if (layout.swizzled) {
-      Swizzle(linear, layout.rows, layout.blocks_per_row(),
-              {out.scale, static_cast<size_t>(layout.scale_bytes())});
-    }
+    SwizzleTo(out, linear);
+    return absl::OkStatus();
+  }
+
+  static void SwizzleTo(const MutablePackedView& out, const std::vector<uint8_t>& linear) {
+    const PackedLayout& layout = out.layout;
+    if (!layout.swizzled) return;
+    Swizzle(linear, layout.rows, layout.blocks_per_row(),
+            {out.scale, static_cast<size_t>(layout.scale_bytes())});
   }
 
   // Calls body(first_row, last_row) over the rows of a packed tensor.
@@ -277,16 +319,15 @@ class CpuBackend final : public Backend {
     pool_.ParallelFor(layout.rows, grain, body);
   }
 
-  // One block's values; returns the largest that its scale can express.
-  static float DequantizeBlock(const PackedView& packed, int64_t row, int64_t block,
-                               float global_decode_scale, float out[kBlockSize]) {
+  // One block's values.
+  static void DequantizeBlock(const PackedView& packed, int64_t row, int64_t block,
+                              float global_decode_scale, float out[kBlockSize]) {
     const uint8_t scale = packed.scale[packed.layout.scale_offset(row, block)];
     const uint8_t* bytes = packed.packed + (row * packed.layout.blocks_per_row() + block) * 8;
     for (int j = 0; j < kBlockSize / 2; ++j) {
       out[2 * j] = nibble::Dequantize(bytes[j] & 0xF, scale, global_decode_scale);
       out[2 * j + 1] = nibble::Dequantize(bytes[j] >> 4, scale, global_decode_scale);
     }
-    return nibble::Dequantize(/*code=*/7, scale, global_decode_scale);
   }
 
   static float RowDecodeScale(const PackedView& packed, int64_t row) {
@@ -319,22 +360,34 @@ class CpuBackend final : public Backend {
 
   absl::StatusOr<ErrorStats> DoMeasureError(const MatrixView& x,
                                             const PackedView& packed) override {
-    NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
+    const PackedLayout& layout = packed.layout;
+    std::vector<uint8_t> linear(layout.swizzled ? layout.blocks() : 0);
+    if (layout.swizzled) {
+      for (int64_t b = 0; b < layout.blocks(); ++b) {
+        linear[b] = packed.scale[layout.scale_offset(b / layout.blocks_per_row(),
+                                                     b % layout.blocks_per_row())];
+      }
+    }
+    const uint8_t* scale = layout.swizzled ? linear.data() : packed.scale;
     std::mutex mutex;
     ErrorStats total;
     int64_t bad_blocks = 0;
-    ForRows(packed.layout, [&](int64_t begin, int64_t end) {
+    const auto measure = [&](int64_t begin, int64_t end) {
+      constexpr int64_t kStep = 256;
+      BlockError errors[kStep];
       ErrorStats part;
       int64_t bad = 0;
-      for (int64_t r = begin; r < end; ++r) {
-        const float decode_scale = RowDecodeScale(packed, r);
-        for (int64_t b = 0; b < packed.layout.blocks_per_row(); ++b) {
-          float values[kBlockSize], y[kBlockSize];
-          LoadBlock(x, r * x.cols + b * kBlockSize, values);
-          const float largest = DequantizeBlock(packed, r, b, decode_scale, y);
-          const BlockError block = MeasureBlock(values, y, largest);
-          if (IsFinite(block.squared_y)) {
-            part.AddBlock(block);
+      for (int64_t b = begin, next; b < end; b = next) {
+        const int64_t row = b / layout.blocks_per_row();
+        next = std::min(end, b + kStep);
+        if (layout.scheme == Scheme::kPerToken) {
+          next = std::min(next, (row + 1) * layout.blocks_per_row());
+        }
+        kernels_.measure_blocks({x, packed.packed, scale, RowDecodeScale(packed, row)}, b, next,
+                                errors);
+        for (int64_t i = 0; i < next - b; ++i) {
+          if (IsFinite(errors[i].squared_y)) {
+            part.AddBlock(errors[i]);
           } else {
             ++bad;
           }
@@ -343,7 +396,8 @@ class CpuBackend final : public Backend {
       std::lock_guard lock(mutex);
       total.Merge(part);
       bad_blocks += bad;
-    });
+    };
+    NIBBLE_RETURN_IF_ERROR(ForFinitePieces(x, /*known_finite=*/false, measure));
     if (bad_blocks > 0) return NonFinitePackedError(bad_blocks);
     return total;
   }
@@ -370,8 +424,11 @@ class CpuBackend final : public Backend {
 
   absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                             std::span<const float> hessians, SweepResult& result) override {
-    NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
-    result.global_amax = params.global_amax.value_or(amax);
+    // The Hessian sweep's pieces are bands of rows: a check of its own costs it nothing to speak
+    // of.
+    const bool known_finite = !params.global_amax || !hessians.empty();
+    NIBBLE_ASSIGN_OR_RETURN(result.global_amax, GlobalAmax(x, params.global_amax));
+    if (params.global_amax && known_finite) NIBBLE_RETURN_IF_ERROR(DoAmax(x).status());
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int64_t blocks_per_row = x.cols / kBlockSize;
@@ -394,9 +451,9 @@ class CpuBackend final : public Backend {
       near_ties += counts.near_ties;
     };
     if (factors.empty()) {
-      pool_.ParallelFor(x.rows * blocks_per_row, kGrainBlocks, [&](int64_t begin, int64_t end) {
+      NIBBLE_RETURN_IF_ERROR(ForFinitePieces(x, known_finite, [&](int64_t begin, int64_t end) {
         finish(begin, end, kernels_.scale_sweep(job, begin, end));
-      });
+      }));
     } else {
       // A multiple of any vector's lanes, which run down the rows.
       constexpr int64_t kGrainRows = 64;
@@ -416,20 +473,67 @@ class CpuBackend final : public Backend {
     result.loss.resize(blocks);
   }
 
+  // A piece is searched and encoded before the next one is read.
   absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
                                   const MutablePackedView& out, SweptTensor& result) override {
-    SweepResult sweep;
-    NIBBLE_RETURN_IF_ERROR(DoScaleSweep(params, x, {}, sweep));
-    out.amax[0] = sweep.global_amax;
-    result.loss = SumSweepLosses(sweep.loss.data(), static_cast<int64_t>(sweep.loss.size()));
-    result.evaluations = sweep.evaluations;
-    return DoQuantizeWithScales(x, sweep.code, out);
+    const bool known_finite = !params.global_amax;
+    NIBBLE_ASSIGN_OR_RETURN(const float global_amax, GlobalAmax(x, params.global_amax));
+    out.amax[0] = global_amax;
+    const SweepTable table = MakeSweepTable(global_amax, static_cast<float>(params.e4m3_max));
+    QuantizeParams encode;
+    encode.rule = Rule::kCheckpoint;
+    encode.e4m3_max = params.e4m3_max;
+    const PackedLayout& layout = out.layout;
+    std::vector<uint8_t> linear(layout.swizzled ? layout.blocks() : 0);
+    uint8_t* scales = layout.swizzled ? linear.data() : out.scale;
+    static_assert(kGrainBlocks % kLossGroup == 0);
+    std::vector<double> group_loss((layout.blocks() + kLossGroup - 1) / kLossGroup);
+    std::atomic<int64_t> evaluations{0};
+    NIBBLE_RETURN_IF_ERROR(ForFinitePieces(x, known_finite, [&](int64_t begin, int64_t end) {
+      float loss[kGrainBlocks];
+      const int64_t blocks = end - begin;
+      const MatrixView piece = Piece(x, begin, end);
+      evaluations +=
+          kernels_
+              .scale_sweep({piece, &table, params.method, nullptr, scales + begin, loss}, 0, blocks)
+              .evaluations;
+      kernels_.encode_blocks(
+          {piece, &encode, out.amax, scales + begin, out.packed + begin * 8, scales + begin}, 0,
+          blocks);
+      for (int64_t b = 0; b < blocks; b += kLossGroup) {
+        group_loss[(begin + b) / kLossGroup] =
+            SumLossGroup(loss + b, std::min<int64_t>(kLossGroup, blocks - b));
+      }
+    }));
+    result.loss = SumLossGroups(group_loss);
+    result.evaluations = evaluations;
+    SwizzleTo(out, linear);
+    return absl::OkStatus();
+  }
+
+  // The two levels of SumSweepLosses.
+  static double SumLossGroup(const float* loss, int64_t count) {
+    double group[kLossGroup] = {};
+    std::copy_n(loss, count, group);
+    for (int half = kLossGroup / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) group[i] += group[i + half];
+    }
+    return group[0];
+  }
+  static double SumLossGroups(const std::vector<double>& group_loss) {
+    double sums[kLossSums] = {};
+    for (size_t i = 0; i < group_loss.size(); ++i) sums[i % kLossSums] += group_loss[i];
+    for (int half = kLossSums / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    }
+    return sums[0];
   }
 
   absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,
                                   SweepResult& result) override {
-    NIBBLE_ASSIGN_OR_RETURN(const float amax, DoAmax(x));
-    result.global_amax = params.global_amax.value_or(amax);
+    const bool known_finite = !params.global_amax;
+    NIBBLE_ASSIGN_OR_RETURN(const float global_amax, GlobalAmax(x, params.global_amax));
+    result.global_amax = global_amax;
     const float bound = static_cast<float>(params.e4m3_max);
     const SweepTable table = MakeSweepTable(result.global_amax, bound);
     const int count = MultiplierCount(params.grid);
@@ -446,9 +550,9 @@ class CpuBackend final : public Backend {
                                result.best_amax.data(),
                                result.loss.data()};
     std::atomic<int64_t> evaluations{0};
-    pool_.ParallelFor(blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
+    NIBBLE_RETURN_IF_ERROR(ForFinitePieces(x, known_finite, [&](int64_t begin, int64_t end) {
       evaluations += kernels_.multiplier_search(job, begin, end).evaluations;
-    });
+    }));
     result.evaluations = evaluations;
     return absl::OkStatus();
   }

@@ -10,6 +10,7 @@
 
 #include "base/tensor_view.h"
 #include "kernels/backend.h"
+#include "quant/numerics/block_error.h"
 #include "quant/numerics/float_bits.h"
 #include "quant/numerics/hessian_sweep.h"
 #include "quant/numerics/scale_sweep.h"
@@ -46,6 +47,13 @@ struct MultiplierJob {
   float* loss;
 };
 
+struct MeasureJob {
+  MatrixView x;  // finite
+  const uint8_t* packed;
+  const uint8_t* scale;  // row-major
+  float global_decode_scale;
+};
+
 struct CpuKernels {
   std::string_view name;
 
@@ -73,6 +81,10 @@ struct CpuKernels {
   SweepCounts (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
   // Over rows [begin, end).
   SweepCounts (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
+
+  // What MeasureBlock says of blocks [begin, end), into errors[0] and following. Of blocks whose
+  // squared_y is not finite the rest is unspecified.
+  void (*measure_blocks)(const MeasureJob& job, int64_t begin, int64_t end, BlockError* errors);
 };
 
 // The reference: one function of quant/numerics after another.

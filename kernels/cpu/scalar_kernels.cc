@@ -217,6 +217,22 @@ SweepCounts MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int6
   return counts;
 }
 
+void MeasureBlocks(const MeasureJob& job, int64_t begin, int64_t end, BlockError* errors) {
+  for (int64_t b = begin; b < end; ++b) {
+    const auto decode = [&](int code) {
+      return Dequantize(static_cast<uint8_t>(code), job.scale[b], job.global_decode_scale);
+    };
+    float x[kBlockSize], y[kBlockSize];
+    LoadBlock(job.x, b * kBlockSize, x);
+    for (int j = 0; j < kBlockSize / 2; ++j) {
+      const uint8_t byte = job.packed[b * 8 + j];
+      y[2 * j] = decode(byte & 0xF);
+      y[2 * j + 1] = decode(byte >> 4);
+    }
+    errors[b - begin] = MeasureBlock(x, y, /*largest=*/decode(7));
+  }
+}
+
 }  // namespace
 
 const CpuKernels& ScalarKernels() {
@@ -231,6 +247,7 @@ const CpuKernels& ScalarKernels() {
       .scale_sweep = ScaleSweep,
       .multiplier_search = MultiplierSearchBlocks,
       .scale_sweep_hessian = ScaleSweepHessian,
+      .measure_blocks = MeasureBlocks,
   };
   return kKernels;
 }

@@ -2,6 +2,7 @@
 // order and no result depends on the number of lanes. A group of blocks is first transposed into a
 // staging array, element i of all of them side by side. Compiled once for each instruction set.
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
@@ -1087,6 +1088,108 @@ SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
   return counts;
 }
 
+// --- Errors -------------------------------------------------------------------------------------
+
+const float* E4m3Table() {
+  static const auto* table = [] {
+    auto* values = new std::array<float, 256>;
+    for (int code = 0; code < 256; ++code) {
+      (*values)[code] = E4m3Decode(static_cast<uint8_t>(code));  // NaN and negative ones, too
+    }
+    return values;
+  }();
+  return table->data();
+}
+
+using DD = hn::CappedTag<double, 8>;
+using VD = hn::Vec<DD>;
+constexpr DD dd;
+constexpr hn::Rebind<float, DD> dd_floats;
+
+// The float64 sums of MeasureBlock, a lane a block.
+struct ErrorSums {
+  VD squared_error, squared_x, squared_y, product, max_error;
+
+  // `offset`: of the first lane.
+  HWY_INLINE ErrorSums(const Stage& x, const Stage& y, int64_t offset)
+      : squared_error(hn::Zero(dd)),
+        squared_x(hn::Zero(dd)),
+        squared_y(hn::Zero(dd)),
+        product(hn::Zero(dd)),
+        max_error(hn::Zero(dd)) {
+    for (int i = 0; i < kBlockSize; ++i) {
+      const int64_t at = i * Lanes() + offset;
+      const VD xi = hn::PromoteTo(dd, hn::Load(dd_floats, x.values + at));
+      const VD yi = hn::PromoteTo(dd, hn::Load(dd_floats, y.values + at));
+      const VD error = hn::Sub(xi, yi);
+      squared_error = hn::Add(squared_error, hn::Mul(error, error));
+      squared_x = hn::Add(squared_x, hn::Mul(xi, xi));
+      squared_y = hn::Add(squared_y, hn::Mul(yi, yi));
+      product = hn::Add(product, hn::Mul(xi, yi));
+      max_error = hn::Max(max_error, hn::Abs(error));
+    }
+  }
+};
+
+void MeasureBlocks(const MeasureJob& job, int64_t begin, int64_t end, nibble::BlockError* errors) {
+  const float* e4m3 = E4m3Table();
+  const VF global = hn::Set(df, job.global_decode_scale);
+  for (int64_t b = begin; b < end; b += Lanes()) {
+    const int64_t lanes = std::min(Lanes(), end - b);
+    Stage x, y;
+    LoadBlocks(job.x, b * kBlockSize, kBlockSize, lanes, x);
+    HWY_ALIGN uint32_t bytes[2 * kMaxLanes] = {};
+    HWY_ALIGN uint8_t scales[kMaxLanes] = {};
+    std::memcpy(bytes, job.packed + b * 8, lanes * 8);
+    std::memcpy(scales, job.scale + b, lanes);
+    VU words[2];
+    hn::LoadInterleaved2(du, bytes, words[0], words[1]);
+    const VF scale = hn::GatherIndex(df, e4m3, hn::PromoteTo(di, hn::Load(D8(), scales)));
+    const VF largest = hn::Mul(hn::Mul(hn::Set(df, kE2m1Max), scale), global);
+    VI saturated = hn::Zero(di), flushed = hn::Zero(di);  // counted down
+    for (int i = 0; i < kBlockSize; ++i) {
+      const VU code = words[i / 8];
+      const VU index = hn::And(code, hn::Set(du, 7u));
+      // The bits of 1 and above lie in the float's as they are; 0 and 0.5 are half the index.
+      const VF high = Bits(hn::Add(hn::ShiftLeft<22>(index), hn::Set(du, 126u << 23)));
+      const VF low = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, index)), hn::Set(df, 0.5f));
+      const MF small = ToFloatMask(hn::Lt(hn::BitCast(di, index), hn::Set(di, 2)));
+      const VF magnitude = hn::IfThenElse(small, low, high);
+      const VU sign = hn::ShiftLeft<28>(hn::And(code, hn::Set(du, 8u)));
+      const VF value = hn::Mul(hn::Mul(Bits(hn::Or(Bits(magnitude), sign)), scale), global);
+      y.Set(i, value);
+      const VF a = x[i];
+      const MF is_saturated = hn::Gt(hn::Abs(a), largest);
+      const MF is_flushed = hn::AndNot(hn::Eq(a, hn::Zero(df)), hn::Eq(value, hn::Zero(df)));
+      saturated = hn::Add(saturated, hn::BitCast(di, hn::VecFromMask(df, is_saturated)));
+      flushed = hn::Add(flushed, hn::BitCast(di, hn::VecFromMask(df, is_flushed)));
+      words[i / 8] = hn::ShiftRight<4>(code);
+    }
+    HWY_ALIGN int32_t saturated_lanes[kMaxLanes], flushed_lanes[kMaxLanes];
+    hn::Store(saturated, di, saturated_lanes);
+    hn::Store(flushed, di, flushed_lanes);
+    const int64_t step = static_cast<int64_t>(hn::Lanes(dd));
+    for (int64_t offset = 0; offset < lanes; offset += step) {
+      const ErrorSums sums(x, y, offset);
+      HWY_ALIGN double values[5][8];
+      hn::Store(sums.squared_error, dd, values[0]);
+      hn::Store(sums.squared_x, dd, values[1]);
+      hn::Store(sums.squared_y, dd, values[2]);
+      hn::Store(sums.product, dd, values[3]);
+      hn::Store(sums.max_error, dd, values[4]);
+      for (int64_t i = 0; i < std::min(step, lanes - offset); ++i) {
+        errors[b - begin + offset + i] = {values[0][i],
+                                          values[1][i],
+                                          values[2][i],
+                                          values[3][i],
+                                          values[4][i],
+                                          -saturated_lanes[offset + i],
+                                          -flushed_lanes[offset + i]};
+      }
+    }
+  }
+}
+
 const CpuKernels* Kernels() {
   static const CpuKernels kKernels = {
       .name = hwy::TargetName(HWY_TARGET),
@@ -1099,6 +1202,7 @@ const CpuKernels* Kernels() {
       .scale_sweep = ScaleSweep,
       .multiplier_search = MultiplierSearch,
       .scale_sweep_hessian = ScaleSweepHessian,
+      .measure_blocks = MeasureBlocks,
   };
   return &kKernels;
 }

@@ -200,6 +200,8 @@ struct MultiplierGrid {
   float start = 0.25f;
   float stop = 4.0f;
   float step = 0.1f;
+
+  friend bool operator==(const MultiplierGrid&, const MultiplierGrid&) = default;
 };
 
 inline int MultiplierCount(const MultiplierGrid& grid) {

@@ -1,6 +1,8 @@
 // main() for fuzz targets in builds without libFuzzer:
-//   replay [--mutations=N] FOLDER...
+//   replay [--mutations=N] [--length-prefix] FOLDER...
 // runs every file below the folders, then N mutations of each, the same ones every time.
+// --length-prefix: the first eight bytes of an input count the bytes of a header that ends in a
+// brace; half of the mutations have them right.
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
@@ -46,13 +48,36 @@ constexpr std::string_view kTokens[] = {
     "\"F32\"",
     "\"BF16\"",
     "[0,4]",
+    "\n",
+    "\n  - ",
+    "- ",
+    ": ",
+    "#",
+    "&a ",
+    "*a",
+    "!!str ",
+    "? ",
+    "|\n",
+    ">-\n",
+    "---\n",
+    "'",
+    "~",
+    "\t",
+    "re:(",
+    "extends: nvfp4\n",
+    "weights: ",
+    "algorithm: ",
+    "method: ",
+    "rules: ",
+    "use: keep",
 };
 
 void Run(const std::string& input) {
   LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
 }
 
-std::string Mutate(const std::vector<std::string>& corpus, size_t index, std::mt19937_64& random) {
+std::string Mutate(const std::vector<std::string>& corpus, size_t index, bool length_prefix,
+                   std::mt19937_64& random) {
   const auto below = [&](size_t limit) { return limit == 0 ? 0 : random() % limit; };
   std::string text = corpus[index];
   for (size_t steps = 1 + below(4); steps > 0; --steps) {
@@ -76,6 +101,7 @@ std::string Mutate(const std::vector<std::string>& corpus, size_t index, std::mt
         text.erase(at, 1 + below(8));
     }
     // Half the time, a header length that reaches up to the last brace, lest all die at the length.
+    if (!length_prefix) continue;
     if (const size_t brace = text.rfind('}'); brace != text.npos && brace >= 8 && below(2) == 0) {
       for (size_t i = 0; i < 8; ++i) text[i] = static_cast<char>((brace - 7) >> (8 * i));
     }
@@ -88,6 +114,7 @@ std::string Mutate(const std::vector<std::string>& corpus, size_t index, std::mt
 int main(int argc, char** argv) {
   constexpr std::string_view kMutations = "--mutations=";
   size_t mutations = 0;
+  bool length_prefix = false;
   std::set<std::filesystem::path> files;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
@@ -98,6 +125,10 @@ int main(int argc, char** argv) {
       if (error == std::errc() && rest == end) continue;
       std::fprintf(stderr, "%s: expected a number\n", argv[i]);
       return 2;
+    }
+    if (argument == "--length-prefix") {
+      length_prefix = true;
+      continue;
     }
     std::error_code error;
     for (std::filesystem::recursive_directory_iterator it(argument, error), end; it != end;
@@ -115,13 +146,15 @@ int main(int argc, char** argv) {
     corpus.emplace_back(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
   }
   if (corpus.empty()) {
-    std::fprintf(stderr, "usage: %s [--mutations=N] FOLDER...: no corpus file found\n", argv[0]);
+    std::fprintf(stderr,
+                 "usage: %s [--mutations=N] [--length-prefix] FOLDER...: no corpus file found\n",
+                 argv[0]);
     return 2;
   }
   std::mt19937_64 random(20240607);
   for (size_t i = 0; i < corpus.size(); ++i) {
     Run(corpus[i]);
-    for (size_t n = 0; n < mutations; ++n) Run(Mutate(corpus, i, random));
+    for (size_t n = 0; n < mutations; ++n) Run(Mutate(corpus, i, length_prefix, random));
   }
   std::printf("replayed %zu files and %zu mutations\n", corpus.size(), corpus.size() * mutations);
   return 0;

@@ -1,0 +1,46 @@
+#include "cli/calibration_command.h"
+
+#include <cstdio>
+
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "engine/calibration.h"
+
+namespace nibble {
+namespace {
+
+absl::Status SaveAndSay(const std::string& out, const CalibrationStates& states) {
+  NIBBLE_RETURN_IF_ERROR(SaveCalibration(out, states));
+  int64_t tokens = 0;
+  for (const auto& [module, state] : states) tokens += state.tokens();
+  absl::PrintF("%s: %d modules, %d tokens\n", out, states.size(), tokens);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+CalibrationCollectCommand::CalibrationCollectCommand(CLI::App* app) {
+  app->add_option("CAPTURES", captures, "safetensors file of tensors '<module>.input'")->required();
+  app->add_option("--out", out, "file to write")->required()->check(NotEmpty());
+  app->add_flag("--no-hessians", no_hessians, "keep what activation scales need, no more");
+  backend.Add(app);
+}
+
+absl::Status CalibrationCollectCommand::Run() {
+  NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
+  NIBBLE_ASSIGN_OR_RETURN(const CalibrationStates states,
+                          CollectCalibration(captures, !no_hessians, *device));
+  return SaveAndSay(out, states);
+}
+
+CalibrationMergeCommand::CalibrationMergeCommand(CLI::App* app) {
+  app->add_option("OUT", out, "file to write")->required()->check(NotEmpty());
+  app->add_option("IN", in, "files of `nibble calibration collect` or a run")->required();
+}
+
+absl::Status CalibrationMergeCommand::Run() {
+  NIBBLE_ASSIGN_OR_RETURN(const CalibrationStates states, MergeCalibrations(in));
+  return SaveAndSay(out, states);
+}
+
+}  // namespace nibble

@@ -1,0 +1,75 @@
+#include "cli/quantize_command.h"
+
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <vector>
+
+#include "base/status.h"
+#include "base/text.h"
+#include "cli/progress.h"
+#include "io/atomic_file.h"
+
+namespace nibble {
+namespace {
+
+// Groups that may be on a GPU at once, so that copies to and from it overlap with its work.
+constexpr int kCudaStreams = 3;
+
+}  // namespace
+
+QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
+  app->add_option("MODEL", request_.model, "Hugging Face model folder")->required();
+  recipe_.Add(app);
+  app->add_option("--out", request_.out, "folder to make")->required();
+  format_option_ = AddEnum(app, "--format", format_, "instead of the recipe's export.format");
+  app->add_option("--calib", request_.calibration,
+                  "saved calibrator state, or captured activations (safetensors)")
+      ->check(NotEmpty());
+  app->add_flag("--strict", request_.strict, "fail on what would be kept with a warning");
+  app->add_flag("--resume", request_.resume, "go on with what a killed run left, if there is any");
+  app->add_flag("--overwrite", request_.overwrite, "replace --out when the new one is complete");
+  app->add_flag("--dry-run", request_.dry_run, "check everything, write nothing");
+  app->add_option("--report", report_, "JSON file for the summary and each tensor's error")
+      ->check(NotEmpty());
+  CLI::Option* quiet = app->add_flag("--quiet", quiet_, "no progress, no summary");
+  app->add_flag("--json-log", json_log_, "progress, warnings and summary as JSON lines on stderr")
+      ->excludes(quiet);
+  backend_.Add(app);
+  request_.version = NIBBLE_VERSION;
+}
+
+absl::Status QuantizeModelCommand::Run() {
+  NIBBLE_ASSIGN_OR_RETURN(request_.recipe, recipe_.Load());
+  if (format_option_->count() > 0) request_.recipe.output.format = format_;
+  std::vector<std::unique_ptr<Backend>> backends;
+  const int count = CudaDeviceOf(backend_.name) ? kCudaStreams : 1;
+  for (int i = 0; i < count; ++i) {
+    NIBBLE_ASSIGN_OR_RETURN(auto backend, backend_.Make(request_.recipe.tuning));
+    backends.push_back(std::move(backend));
+  }
+  Progress progress(quiet_      ? Progress::Form::kNone
+                    : json_log_ ? Progress::Form::kJson
+                                : Progress::FormOfStderr());
+  const auto result = QuantizeModel(request_, backends, [&](const QuantizeModelProgress& step) {
+    progress.Show(step);
+    return absl::OkStatus();
+  });
+  progress.Close();
+  NIBBLE_RETURN_IF_ERROR(result.status());
+  if (!report_.empty()) {
+    NIBBLE_RETURN_IF_ERROR(WriteFileAtomically(report_, ModelSummaryAsJson(*result)));
+  }
+  if (json_log_) {
+    std::fputs(ModelSummaryAsJsonLine(*result).c_str(), stderr);
+  } else if (!quiet_) {
+    std::cout << ModelSummaryAsText(*result);
+  } else {
+    for (const std::string& warning : result->warnings) {
+      std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble

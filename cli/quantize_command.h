@@ -1,0 +1,31 @@
+// nibble quantize: a model folder to a quantized one.
+#ifndef NIBBLE_CLI_QUANTIZE_COMMAND_H_
+#define NIBBLE_CLI_QUANTIZE_COMMAND_H_
+
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "cli/flags.h"
+#include "engine/quantize_model.h"
+
+namespace nibble {
+
+class QuantizeModelCommand {
+ public:
+  explicit QuantizeModelCommand(CLI::App* app);
+  absl::Status Run();
+
+ private:
+  QuantizeModelRequest request_;
+  RecipeFlags recipe_;
+  std::string report_;
+  ExportFormat format_ = ExportFormat::kModelopt;
+  CLI::Option* format_option_;
+  bool quiet_ = false, json_log_ = false;
+  BackendFlags backend_;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_CLI_QUANTIZE_COMMAND_H_

@@ -1,0 +1,791 @@
+#include "engine/quantize_model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "base/text.h"
+#include "calib/calibrator.h"
+#include "engine/calibration.h"
+#include "engine/export.h"
+#include "engine/overlap.h"
+#include "engine/read_model.h"
+#include "io/model_folder.h"
+#include "io/output_folder.h"
+#include "io/safetensors.h"
+#include "nlohmann/json.hpp"
+#include "policies/plan.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kCopyChunkBytes = int64_t{32} << 20;
+// What may be under way besides the largest task, so that the next is read while one is computed.
+constexpr int64_t kWindowBytes = int64_t{384} << 20;
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// One tensor of the result and where it goes.
+struct Output {
+  OutputTensor tensor;
+  int row = 0;  // of the plan
+  int shard = 0;
+  size_t index = 0;  // in the shard
+};
+
+// A step of the pipeline: what is read, quantized and written in one piece.
+struct Task {
+  enum Kind : uint8_t { kCopy, kGroup, kExpert, kColumns } kind = kCopy;
+  std::vector<int> rows;        // of the plan; one, but of kGroup
+  int64_t expert = 0;           // kExpert
+  uint64_t begin = 0, end = 0;  // kCopy: bytes of the tensor
+  int shard = 0;
+  int64_t weights = 0;
+  int64_t bytes = 0;  // held while under way
+};
+
+// Bytes for a place in a tensor of the result.
+struct Piece {
+  const Output* output;
+  uint64_t offset;
+  std::span<const std::byte> bytes;
+};
+
+// What a task holds on its way.
+struct Slot {
+  std::vector<std::vector<std::byte>> source;  // one a row
+  std::vector<PackedTensor> packed;
+  std::vector<std::vector<std::byte>> buffers;
+  std::vector<Piece> pieces;
+  std::vector<TensorError> errors;
+  std::vector<std::string> warnings;
+};
+
+struct Shard {
+  std::string name;
+  std::vector<TensorSpec> tensors;
+  uint64_t bytes = 0;
+  int64_t tasks = 0;                // still to be written
+  bool done = false;                // by a run before
+  std::vector<TensorError> errors;  // of its tasks, once it is written
+  std::vector<std::string> warnings;
+};
+
+template <typename T>
+std::span<const std::byte> BytesOf(const std::vector<T>& values) {
+  return std::as_bytes(std::span(values));
+}
+
+int64_t ElementsOf(const ModelTensor& tensor) { return ElementCount(tensor.shape).value_or(0); }
+
+// out[c][r] = in[r][c], tile by tile.
+template <typename T>
+void TransposeInto(const std::byte* in, int64_t rows, int64_t cols, std::byte* out) {
+  constexpr int64_t kTile = 32;
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+    for (int64_t c0 = 0; c0 < cols; c0 += kTile) {
+      for (int64_t r = r0; r < std::min(r0 + kTile, rows); ++r) {
+        for (int64_t c = c0; c < std::min(c0 + kTile, cols); ++c) {
+          std::memcpy(out + (c * rows + r) * sizeof(T), in + (r * cols + c) * sizeof(T), sizeof(T));
+        }
+      }
+    }
+  }
+}
+
+void Transpose(const std::byte* in, int64_t rows, int64_t cols, int element_bytes, std::byte* out) {
+  switch (element_bytes) {
+    case 1:
+      return TransposeInto<uint8_t>(in, rows, cols, out);
+    case 2:
+      return TransposeInto<uint16_t>(in, rows, cols, out);
+    default:
+      return TransposeInto<uint32_t>(in, rows, cols, out);
+  }
+}
+
+TensorError ErrorOf(std::string module, ModuleKind kind, const ErrorStats& stats) {
+  return {.module = std::move(module),
+          .kind = kind,
+          .weights = stats.count(),
+          .squared_error = stats.squared_error(),
+          .squared_weights = stats.squared_x(),
+          .max_error = stats.max_error(),
+          .saturated = stats.saturated(),
+          .flushed = stats.flushed()};
+}
+
+Json ToJson(const TensorError& e) {
+  return {{"module", e.module},
+          {"kind", std::string(NameOf(e.kind))},
+          {"weights", e.weights},
+          {"squared_error", e.squared_error},
+          {"squared_weights", e.squared_weights},
+          {"max_error", e.max_error},
+          {"saturated", e.saturated},
+          {"flushed", e.flushed}};
+}
+
+// Throws what nlohmann throws: the caller turns it into a status.
+TensorError FromJson(const Json& j) {
+  TensorError e;
+  e.module = j.at("module");
+  e.kind = FromName<ModuleKind>(j.at("kind").get<std::string>()).value_or(ModuleKind::kOther);
+  e.weights = j.at("weights");
+  e.squared_error = j.at("squared_error");
+  e.squared_weights = j.at("squared_weights");
+  e.max_error = j.at("max_error");
+  e.saturated = j.at("saturated");
+  e.flushed = j.at("flushed");
+  return e;
+}
+
+class Job {
+ public:
+  Job(const QuantizeModelRequest& request, std::span<const std::unique_ptr<Backend>> backends,
+      const QuantizeModelSink& progress)
+      : request_(request), backends_(backends), progress_(progress) {}
+
+  absl::StatusOr<ModelSummary> Run() {
+    const auto start = std::chrono::steady_clock::now();
+    NIBBLE_RETURN_IF_ERROR(Prepare());
+    if (request_.dry_run) return Summary(start);
+    OutputFolderRequest folder_request = FolderRequest();
+    NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(folder_request));
+    output_ = std::move(opened);
+    NIBBLE_RETURN_IF_ERROR(TakeUpShards());
+    if (!output_->complete()) {
+      uint64_t missing = 0;
+      for (const Shard& shard : shards_) missing += shard.done ? 0 : shard.bytes;
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(output_->path(), missing));
+      NIBBLE_RETURN_IF_ERROR(RunTasks());
+      NIBBLE_RETURN_IF_ERROR(WriteOtherFiles());
+    }
+    NIBBLE_RETURN_IF_ERROR(output_->Finish());
+    return Summary(start);
+  }
+
+ private:
+  // --- From the request to tasks ----------------------------------------------------------------
+
+  absl::Status Prepare() {
+    NIBBLE_ASSIGN_OR_RETURN(ModelFolder folder, ModelFolder::Open(request_.model));
+    folder_.emplace(std::move(folder));
+    NIBBLE_ASSIGN_OR_RETURN(const Model model, ReadModel(*folder_));
+    NIBBLE_ASSIGN_OR_RETURN(plan_, MakePlan(request_.recipe, model, {.strict = request_.strict}));
+    if (!request_.calibration.empty()) {
+      NIBBLE_ASSIGN_OR_RETURN(calibration_, Calibration::Open(request_.calibration));
+    }
+    NIBBLE_RETURN_IF_ERROR(OutputFolder::Check(FolderRequest()));
+    if (request_.recipe.nonfinite == NonFinite::kKeep) {
+      PlanOptions options = {.strict = request_.strict};
+      NIBBLE_ASSIGN_OR_RETURN(options.non_finite, FindNonFinite());
+      if (!options.non_finite.empty()) {
+        NIBBLE_ASSIGN_OR_RETURN(plan_, MakePlan(request_.recipe, model, options));
+      }
+    }
+    NIBBLE_ASSIGN_OR_RETURN(configs_,
+                            ConfigFilesOf(plan_, request_.recipe, folder_->config_json()));
+    NIBBLE_RETURN_IF_ERROR(ChooseInputScales());
+    return MakeTasks();
+  }
+
+  OutputFolderRequest FolderRequest() const {
+    return {.out = request_.out,
+            .source = request_.model,
+            .identity = {{"version", request_.version},
+                         {"recipe", RecipeAsYaml(request_.recipe)},
+                         {"source", folder_->Fingerprint()},
+                         {"calibration", calibration_ ? calibration_->Fingerprint() : ""}},
+            .resume = request_.resume,
+            .overwrite = request_.overwrite};
+  }
+
+  const ModelTensor& TensorOf(int row) const { return plan_.rows[row].tensor; }
+  std::string PlaceOf(int row) const {
+    const FolderTensor* tensor = folder_->Find(TensorOf(row).name);
+    return absl::StrCat(folder_->ReaderOf(*tensor).path(), ": tensor ", Quoted(TensorOf(row).name));
+  }
+
+  // Bytes [begin, end) of a row's tensor.
+  absl::Status Read(int row, uint64_t begin, uint64_t end, std::vector<std::byte>& out) const {
+    const FolderTensor* tensor = folder_->Find(TensorOf(row).name);
+    out.resize(end - begin);
+    return folder_->ReaderOf(*tensor).ReadRange(*tensor->info, begin, out);
+  }
+
+  // The shape of one matrix of a row: [N, K].
+  std::pair<int64_t, int64_t> MatrixOf(const PlanRow& row) const {
+    const std::vector<int64_t>& shape = row.tensor.shape;
+    switch (row.form) {
+      case WeightForm::kMatrix:
+        return {ElementsOf(row.tensor) / shape.back(), shape.back()};
+      case WeightForm::kExpertRows:
+        return {shape[1], shape[2]};
+      case WeightForm::kExpertColumns:
+        return {shape[2], shape[1]};
+    }
+    return {};
+  }
+
+  // Of the tensors that are to be quantized, those that hold NaN or infinity.
+  absl::StatusOr<std::set<std::string>> FindNonFinite() const {
+    std::set<std::string> found;
+    std::vector<std::byte> chunk;
+    for (size_t i = 0; i < plan_.rows.size(); ++i) {
+      const PlanRow& row = plan_.rows[i];
+      if (!row.quantize) continue;
+      const int64_t bytes = BytesOfTensor(row.tensor);
+      for (int64_t begin = 0; begin < bytes; begin += kCopyChunkBytes) {
+        const int64_t end = std::min(begin + kCopyChunkBytes, bytes);
+        NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, end, chunk));
+        const int64_t blocks = (end - begin) / (kBlockSize * DTypeBytes(row.tensor.dtype));
+        const absl::Status finite =
+            backends_[0]->Amax({chunk.data(), row.tensor.dtype, blocks, kBlockSize}).status();
+        if (!absl::IsFailedPrecondition(finite)) {
+          NIBBLE_RETURN_IF_ERROR(finite);
+          continue;
+        }
+        found.insert(row.tensor.name);
+        break;
+      }
+    }
+    return found;
+  }
+
+  // The amax that each input group's scale is made from.
+  absl::Status ChooseInputScales() {
+    input_amax_.assign(plan_.input_groups, 0.0f);
+    std::vector<bool> seen(plan_.input_groups), asked(plan_.input_groups);
+    std::vector<const PlanRow*> first(plan_.input_groups);
+    for (const PlanRow& row : plan_.rows) {
+      if (!row.quantize || row.treatment.activations.format == ActivationFormat::kNone) continue;
+      const ActivationSpec& spec = row.treatment.activations;
+      const int group = row.input_group;
+      asked[group] = true;
+      first[group] = first[group] ? first[group] : &row;
+      std::optional<float> amax;
+      if (!NeedsCalibration(row.treatment)) {
+        NIBBLE_ASSIGN_OR_RETURN(const auto constant, MakeActivationCalibrator(spec));
+        NIBBLE_ASSIGN_OR_RETURN(amax, constant->Compute());
+      } else if (calibration_) {
+        NIBBLE_ASSIGN_OR_RETURN(amax, calibration_->InputAmax(row.module, spec, *backends_[0]));
+      } else {
+        return absl::FailedPreconditionError(absl::StrCat(
+            row.module, ": expected activations to choose its input's scale from (method ",
+            ToAbsl(NameOf(spec.method)),
+            "), got none; give --calib FILE, or --set activations.algorithm.method=constant"));
+      }
+      if (!amax) continue;
+      seen[group] = true;
+      input_amax_[group] = std::max(input_amax_[group], *amax);
+    }
+    for (int group = 0; group < plan_.input_groups; ++group) {
+      if (!asked[group] || seen[group]) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat(request_.calibration, ": expected activations of ", first[group]->module,
+                       " (a tensor ", first[group]->module,
+                       ".input), got none; calibrate with them, or keep the module by a rule"));
+    }
+    return absl::OkStatus();
+  }
+
+  void AddOutputs(int row, std::vector<Output>& job) {
+    for (OutputTensor& tensor : outputs_of_row_[row]) job.push_back({std::move(tensor), row, 0, 0});
+  }
+
+  absl::Status MakeTasks() {
+    outputs_of_row_.resize(plan_.rows.size());
+    for (size_t row = 0; row < plan_.rows.size(); ++row) {
+      NIBBLE_ASSIGN_OR_RETURN(outputs_of_row_[row],
+                              OutputsOf(plan_.rows[row], request_.recipe.output.format));
+    }
+    for (size_t i = 0; i < plan_.rows.size(); ++i) {
+      const PlanRow& row = plan_.rows[i];
+      std::vector<int> rows = {static_cast<int>(i)};
+      if (row.quantize) {
+        rows = plan_.groups[row.group].rows;
+        if (rows.front() != static_cast<int>(i)) continue;  // done with the group's first
+      }
+      AddJob(rows);
+    }
+    NIBBLE_RETURN_IF_ERROR(NameShards());
+    return absl::OkStatus();
+  }
+
+  // The tasks of rows that belong together, and their tensors in a shard.
+  void AddJob(const std::vector<int>& rows) {
+    std::vector<Output> job;
+    for (const int row : rows) AddOutputs(row, job);
+    uint64_t job_bytes = 0;
+    for (const Output& output : job) job_bytes += BytesOfTensor(output.tensor.tensor);
+    if (shards_.empty() || (shards_.back().bytes > 0 && shards_.back().bytes + job_bytes >
+                                                            request_.recipe.output.shard_bytes)) {
+      shards_.emplace_back();
+    }
+    Shard& shard = shards_.back();
+    const int shard_index = static_cast<int>(shards_.size()) - 1;
+    for (Output& output : job) {
+      output.shard = shard_index;
+      output.index = shard.tensors.size();
+      const ModelTensor& tensor = output.tensor.tensor;
+      shard.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+      outputs_.push_back(std::move(output));
+    }
+    shard.bytes += job_bytes;
+    AddTasks(rows, shard_index);
+  }
+
+  static uint64_t BytesOfTensor(const ModelTensor& tensor) {
+    return static_cast<uint64_t>(ElementsOf(tensor)) * DTypeBytes(tensor.dtype);
+  }
+
+  void AddTasks(const std::vector<int>& rows, int shard) {
+    const PlanRow& row = plan_.rows[rows[0]];
+    const auto add = [&](Task task) {
+      task.shard = shard;
+      ++shards_[shard].tasks;
+      tasks_.push_back(std::move(task));
+    };
+    if (!row.quantize) {
+      const uint64_t bytes = BytesOfTensor(row.tensor);
+      for (uint64_t begin = 0; begin < bytes || begin == 0; begin += kCopyChunkBytes) {
+        const uint64_t end = std::min<uint64_t>(begin + kCopyChunkBytes, bytes);
+        add({.kind = Task::kCopy,
+             .rows = rows,
+             .begin = begin,
+             .end = end,
+             .weights = static_cast<int64_t>((end - begin) / DTypeBytes(row.tensor.dtype)),
+             .bytes = static_cast<int64_t>(end - begin)});
+        if (end == bytes) break;
+      }
+      return;
+    }
+    // Source, codes and scales, and what a search finds: 9 bytes a block.
+    const auto held = [&](int64_t elements) {
+      return elements * DTypeBytes(row.tensor.dtype) + elements / 2 + elements / kBlockSize * 10;
+    };
+    if (row.form == WeightForm::kExpertRows) {
+      const auto [n, k] = MatrixOf(row);
+      for (int64_t expert = 0; expert < row.tensor.shape[0]; ++expert) {
+        add({.kind = Task::kExpert,
+             .rows = rows,
+             .expert = expert,
+             .weights = n * k,
+             .bytes = held(n * k)});
+      }
+      return;
+    }
+    Task task = {.kind = row.form == WeightForm::kMatrix ? Task::kGroup : Task::kColumns,
+                 .rows = rows};
+    for (const int r : rows) task.weights += ElementsOf(TensorOf(r));
+    if (task.kind == Task::kGroup) {
+      task.bytes = held(task.weights);
+    } else {
+      const auto [n, k] = MatrixOf(row);  // an expert twice, the codes and scales of all
+      task.bytes = 2 * held(n * k) + task.weights * 9 / 16;
+    }
+    add(std::move(task));
+  }
+
+  absl::Status NameShards() {
+    for (size_t i = 0; i < shards_.size(); ++i) {
+      shards_[i].name = shards_.size() == 1 ? "model.safetensors"
+                                            : absl::StrFormat("model-%05d-of-%05d.safetensors",
+                                                              i + 1, shards_.size());
+    }
+    std::map<std::string_view, int> names;
+    for (const Output& output : outputs_) {
+      outputs_of_[output.row].push_back(&output);
+      if (names.emplace(output.tensor.tensor.name, output.row).second) continue;
+      return absl::FailedPreconditionError(absl::StrCat(
+          request_.model, ": expected names that differ in the result, got two tensors ",
+          Quoted(output.tensor.tensor.name)));
+    }
+    return absl::OkStatus();
+  }
+
+  // --- What a run before left -------------------------------------------------------------------
+
+  absl::Status TakeUpShards() {
+    for (Shard& shard : shards_) {
+      NIBBLE_ASSIGN_OR_RETURN(const auto note, output_->ReadNote(shard.name));
+      if (!note) continue;
+      // The note is written first: the shard counts only if it is there, too.
+      if (!SafetensorsReader::Open(absl::StrCat(output_->path(), "/", shard.name)).ok()) continue;
+      try {
+        const Json json = Json::parse(*note);
+        for (const Json& error : json.at("tensors")) shard.errors.push_back(FromJson(error));
+        shard.warnings = json.at("warnings").get<std::vector<std::string>>();
+      } catch (const nlohmann::json::exception&) {
+        shard.errors.clear();
+        continue;
+      }
+      shard.done = true;
+      ++resumed_shards_;
+      output_->Keep(shard.name);
+    }
+    return absl::OkStatus();
+  }
+
+  // --- The pipeline -----------------------------------------------------------------------------
+
+  absl::Status RunTasks() {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<int> order;
+    int64_t largest = 0;
+    for (size_t i = 0; i < tasks_.size(); ++i) {
+      if (shards_[tasks_[i].shard].done) continue;
+      order.push_back(static_cast<int>(i));
+      largest = std::max(largest, tasks_[i].bytes);
+      all_weights_ += tasks_[i].weights;
+    }
+    slots_.resize(tasks_.size());
+    OverlapStages stages;
+    stages.tasks = static_cast<int64_t>(order.size());
+    stages.bytes = [&](int64_t i) { return tasks_[order[i]].bytes; };
+    stages.read = [&](int64_t i) { return ReadTask(order[i]); };
+    stages.compute = [&](int64_t i, int worker) {
+      return ComputeTask(order[i], *backends_[worker]);
+    };
+    stages.write = [&](int64_t i) {
+      NIBBLE_RETURN_IF_ERROR(WriteTask(order[i]));
+      const Task& task = tasks_[order[i]];
+      written_weights_ += task.weights;
+      if (!progress_) return absl::OkStatus();
+      return progress_({.weights = written_weights_,
+                        .all_weights = all_weights_,
+                        .seconds = SecondsSince(start),
+                        .tensor = TensorOf(task.rows.back()).name});
+    };
+    return RunOverlapped(stages, static_cast<int>(backends_.size()), largest + kWindowBytes,
+                         times_);
+  }
+
+  absl::Status ReadTask(int index) {
+    const Task& task = tasks_[index];
+    Slot& slot = slots_[index];
+    if (task.kind == Task::kColumns) return absl::OkStatus();  // it reads expert by expert
+    slot.source.resize(task.rows.size());
+    for (size_t i = 0; i < task.rows.size(); ++i) {
+      const PlanRow& row = plan_.rows[task.rows[i]];
+      uint64_t begin = 0, end = BytesOfTensor(row.tensor);
+      if (task.kind == Task::kCopy) {
+        begin = task.begin;
+        end = task.end;
+      } else if (task.kind == Task::kExpert) {
+        const uint64_t bytes = end / row.tensor.shape[0];
+        begin = task.expert * bytes;
+        end = begin + bytes;
+      }
+      NIBBLE_RETURN_IF_ERROR(Read(task.rows[i], begin, end, slot.source[i]));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ComputeTask(int index, Backend& backend) {
+    const Task& task = tasks_[index];
+    Slot& slot = slots_[index];
+    switch (task.kind) {
+      case Task::kCopy:
+        slot.pieces.push_back(
+            {outputs_of_[task.rows[0]].front(), task.begin, BytesOf(slot.source[0])});
+        return absl::OkStatus();
+      case Task::kGroup:
+      case Task::kExpert:
+        return ComputeMatrices(task, slot, backend);
+      case Task::kColumns:
+        return ComputeColumns(task, slot, backend);
+    }
+    return absl::OkStatus();
+  }
+
+  // For the rows of a task, which share their input; with their Hessians where it wants them.
+  absl::StatusOr<std::unique_ptr<WeightCalibrator>> CalibratorOf(const Task& task, Slot& slot,
+                                                                 Backend& backend) const {
+    const PlanRow& first = plan_.rows[task.rows[0]];
+    NIBBLE_ASSIGN_OR_RETURN(auto calibrator, MakeWeightCalibrator(first.treatment.weights));
+    if (!calibrator->needs_hessians()) return calibrator;
+    for (const int row : task.rows) {
+      if (!calibration_) break;
+      NIBBLE_ASSIGN_OR_RETURN(auto hessians,
+                              calibration_->Hessians(plan_.rows[row].module,
+                                                     MatrixOf(plan_.rows[row]).second, backend));
+      if (!hessians) continue;
+      NIBBLE_RETURN_IF_ERROR(calibrator->SetHessians(*std::move(hessians)));
+      return calibrator;
+    }
+    slot.warnings.push_back(absl::StrCat(
+        first.module,
+        ": no activations for local_hessian; its scales are those of the plain sweep"));
+    return calibrator;
+  }
+
+  absl::Status ComputeMatrices(const Task& task, Slot& slot, Backend& backend) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto calibrator, CalibratorOf(task, slot, backend));
+    std::vector<MatrixView> views;
+    for (size_t i = 0; i < task.rows.size(); ++i) {
+      const PlanRow& row = plan_.rows[task.rows[i]];
+      const auto [n, k] = MatrixOf(row);
+      views.push_back({slot.source[i].data(), row.tensor.dtype, n, k});
+      const absl::Status status = calibrator->Collect(views.back(), backend);
+      if (!status.ok()) return Annotate(status, PlaceOf(task.rows[i]));
+    }
+    for (size_t i = 0; i < task.rows.size(); ++i) {
+      const absl::Status status = [&]() -> absl::Status {
+        NIBBLE_ASSIGN_OR_RETURN(PackedTensor packed, calibrator->Quantize(views[i], backend));
+        NIBBLE_ASSIGN_OR_RETURN(const ErrorStats stats,
+                                backend.MeasureError(views[i], packed.view()));
+        const PlanRow& row = plan_.rows[task.rows[i]];
+        const std::string name = task.kind == Task::kExpert
+                                     ? absl::StrCat(row.module, "[", task.expert, "]")
+                                     : row.module;
+        slot.errors.push_back(ErrorOf(name, row.kind, stats));
+        slot.packed.push_back(std::move(packed));
+        return absl::OkStatus();
+      }();
+      if (!status.ok()) return Annotate(status, PlaceOf(task.rows[i]));
+      slot.source[i] = {};
+    }
+    for (size_t i = 0; i < task.rows.size(); ++i) {
+      for (const Output* output : outputs_of_[task.rows[i]]) {
+        if (task.kind == Task::kExpert && output->tensor.expert != task.expert) continue;
+        AddPiece(*output, slot.packed[i], slot);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // A tensor [E, K, N]: one global scale, blocks along K, codes and scales back in its orientation.
+  absl::Status ComputeColumns(const Task& task, Slot& slot, Backend& backend) {
+    const int row_index = task.rows[0];
+    const PlanRow& row = plan_.rows[row_index];
+    const auto [n, k] = MatrixOf(row);
+    const int64_t experts = row.tensor.shape[0], element = DTypeBytes(row.tensor.dtype);
+    std::vector<std::byte> source, turned(n * k * element);
+    const MatrixView view = {turned.data(), row.tensor.dtype, n, k};
+    const auto load = [&, n = n, k = k](int64_t expert) -> absl::Status {
+      const uint64_t bytes = static_cast<uint64_t>(n * k * element);
+      NIBBLE_RETURN_IF_ERROR(Read(row_index, expert * bytes, (expert + 1) * bytes, source));
+      Transpose(source.data(), k, n, static_cast<int>(element), turned.data());
+      return absl::OkStatus();
+    };
+    NIBBLE_ASSIGN_OR_RETURN(const auto calibrator, CalibratorOf(task, slot, backend));
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      NIBBLE_RETURN_IF_ERROR(load(expert));
+      const absl::Status status = calibrator->Collect(view, backend);
+      if (!status.ok()) {
+        return Annotate(status, absl::StrCat(PlaceOf(row_index), ", expert ", expert));
+      }
+    }
+    std::vector<std::byte> codes(experts * n * k / 2), scales(experts * n * k / kBlockSize);
+    ErrorStats stats;
+    float amax = 0;
+    int e4m3_max = 448;
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      NIBBLE_RETURN_IF_ERROR(load(expert));
+      const absl::Status status = [&, n = n, k = k]() -> absl::Status {
+        NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, calibrator->Quantize(view, backend));
+        NIBBLE_ASSIGN_OR_RETURN(const ErrorStats error, backend.MeasureError(view, packed.view()));
+        stats.Merge(error);
+        amax = packed.amax[0];
+        e4m3_max = packed.layout.e4m3_max;
+        Transpose(BytesOf(packed.packed).data(), n, k / 2, 1, codes.data() + expert * n * k / 2);
+        Transpose(BytesOf(packed.scale).data(), n, k / kBlockSize, 1,
+                  scales.data() + expert * n * k / kBlockSize);
+        return absl::OkStatus();
+      }();
+      if (!status.ok()) return Annotate(status, PlaceOf(row_index));
+    }
+    slot.errors.push_back(ErrorOf(row.module, row.kind, stats));
+    slot.buffers.push_back(std::move(codes));
+    slot.buffers.push_back(std::move(scales));
+    for (const Output* output : outputs_of_[row_index]) {
+      switch (output->tensor.part) {
+        case OutputPart::kCodes:
+          slot.pieces.push_back({output, 0, slot.buffers[0]});
+          break;
+        case OutputPart::kBlockScale:
+          slot.pieces.push_back({output, 0, slot.buffers[1]});
+          break;
+        default:
+          AddScalar(*output, amax, e4m3_max, slot);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  void AddPiece(const Output& output, const PackedTensor& packed, Slot& slot) const {
+    const OutputTensor& tensor = output.tensor;
+    const PackedLayout& layout = packed.layout;
+    int64_t begin = 0, end = layout.rows;
+    if (tensor.expert >= 0) {
+      begin = tensor.row_begin;
+      end = tensor.row_end;
+    }
+    const auto rows_of = [&](const std::vector<uint8_t>& bytes, int64_t row_bytes) {
+      return BytesOf(bytes).subspan(begin * row_bytes, (end - begin) * row_bytes);
+    };
+    switch (tensor.part) {
+      case OutputPart::kCodes:
+        slot.pieces.push_back({&output, 0, rows_of(packed.packed, layout.cols / 2)});
+        return;
+      case OutputPart::kBlockScale:
+        slot.pieces.push_back({&output, 0, rows_of(packed.scale, layout.blocks_per_row())});
+        return;
+      default:
+        AddScalar(output, packed.amax[0], layout.e4m3_max, slot);
+    }
+  }
+
+  void AddScalar(const Output& output, float global_amax, int e4m3_max, Slot& slot) const {
+    const ExportFormat format = request_.recipe.output.format;
+    const float scale =
+        output.tensor.part == OutputPart::kGlobalScale
+            ? StoredGlobalScale(global_amax, e4m3_max, format)
+            : StoredGlobalScale(input_amax_[plan_.rows[output.row].input_group], 448, format);
+    std::vector<std::byte> bytes(sizeof(scale));
+    std::memcpy(bytes.data(), &scale, sizeof(scale));
+    slot.buffers.push_back(std::move(bytes));
+    slot.pieces.push_back({&output, 0, slot.buffers.back()});
+  }
+
+  absl::Status WriteTask(int index) {
+    const Task& task = tasks_[index];
+    Slot& slot = slots_[index];
+    Shard& shard = shards_[task.shard];
+    auto [writer, is_new] = writers_.try_emplace(task.shard);
+    if (is_new) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          SafetensorsWriter created,
+          SafetensorsWriter::Create(absl::StrCat(output_->path(), "/", shard.name), shard.tensors,
+                                    {{"format", "pt"}}));
+      writer->second.emplace(std::move(created));
+    }
+    for (const Piece& piece : slot.pieces) {
+      NIBBLE_RETURN_IF_ERROR(writer->second->Write(piece.output->index, piece.offset, piece.bytes));
+    }
+    // What stays of the task: the figures.
+    Slot figures;
+    figures.errors = std::move(slot.errors);
+    figures.warnings = std::move(slot.warnings);
+    slot = std::move(figures);
+    return --shard.tasks > 0 ? absl::OkStatus() : FinishShard(task.shard);
+  }
+
+  absl::Status FinishShard(int index) {
+    Shard& shard = shards_[index];
+    for (size_t i = 0; i < tasks_.size(); ++i) {
+      if (tasks_[i].shard != index) continue;
+      std::ranges::move(slots_[i].errors, std::back_inserter(shard.errors));
+      std::ranges::move(slots_[i].warnings, std::back_inserter(shard.warnings));
+    }
+    Json note = {{"tensors", Json::array()}, {"warnings", shard.warnings}};
+    for (const TensorError& error : shard.errors) note["tensors"].push_back(ToJson(error));
+    NIBBLE_RETURN_IF_ERROR(output_->WriteNote(shard.name, note.dump()));
+    const auto writer = writers_.find(index);
+    NIBBLE_RETURN_IF_ERROR(writer->second->Commit());
+    writers_.erase(writer);
+    output_->Keep(shard.name);
+    return absl::OkStatus();
+  }
+
+  // --- Everything but tensors -------------------------------------------------------------------
+
+  absl::Status WriteFile(const std::string& name, const std::string& text) {
+    output_->Keep(name);
+    return WriteFileAtomically(absl::StrCat(output_->path(), "/", name), text);
+  }
+
+  absl::Status WriteOtherFiles() {
+    for (const std::string& name : folder_->other_files()) {
+      // Of an earlier quantization; ours, if any, is written below.
+      if (name == "hf_quant_config.json") continue;
+      output_->Keep(name);
+      NIBBLE_RETURN_IF_ERROR(CopyFile(absl::StrCat(folder_->path(), "/", name),
+                                      absl::StrCat(output_->path(), "/", name)));
+    }
+    for (const ConfigFile& file : configs_) NIBBLE_RETURN_IF_ERROR(WriteFile(file.name, file.text));
+    if (shards_.size() == 1) return absl::OkStatus();
+    std::map<std::string, std::string> weight_map;
+    uint64_t total = 0;
+    for (const Output& output : outputs_) {
+      weight_map[output.tensor.tensor.name] = shards_[output.shard].name;
+    }
+    for (const Shard& shard : shards_) total += shard.bytes;
+    const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
+    return WriteFile("model.safetensors.index.json", index.dump(2) + "\n");
+  }
+
+  ModelSummary Summary(std::chrono::steady_clock::time_point start) const {
+    ModelSummary summary;
+    summary.warnings = plan_.warnings;
+    for (const PlanRow& row : plan_.rows) {
+      const int64_t weights = ElementsOf(row.tensor);
+      summary.weights += weights;
+      summary.bytes_before += row.bytes_before;
+      if (!row.quantize) {
+        ++summary.kept;
+        summary.kept_weights += weights;
+      }
+    }
+    for (const Shard& shard : shards_) {
+      summary.bytes_after += static_cast<int64_t>(shard.bytes);
+      summary.tensors.insert(summary.tensors.end(), shard.errors.begin(), shard.errors.end());
+      summary.warnings.insert(summary.warnings.end(), shard.warnings.begin(), shard.warnings.end());
+    }
+    summary.shards = static_cast<int>(shards_.size());
+    summary.resumed_shards = resumed_shards_;
+    summary.seconds = SecondsSince(start);
+    summary.read_seconds = times_.read_seconds;
+    summary.compute_seconds = times_.compute_seconds;
+    summary.write_seconds = times_.write_seconds;
+    return summary;
+  }
+
+  const QuantizeModelRequest& request_;
+  const std::span<const std::unique_ptr<Backend>> backends_;
+  const QuantizeModelSink& progress_;
+
+  std::optional<ModelFolder> folder_;
+  std::unique_ptr<Calibration> calibration_;
+  Plan plan_;
+  std::vector<ConfigFile> configs_;
+  std::vector<float> input_amax_;  // by input group
+
+  std::vector<std::vector<OutputTensor>> outputs_of_row_;
+  std::vector<Output> outputs_;
+  std::map<int, std::vector<const Output*>> outputs_of_;  // by row; into outputs_
+  std::vector<Shard> shards_;
+  std::vector<Task> tasks_;
+  std::vector<Slot> slots_;  // one a task
+
+  std::optional<OutputFolder> output_;
+  std::map<int, std::optional<SafetensorsWriter>> writers_;  // of shards that are being written
+  int resumed_shards_ = 0;
+  int64_t all_weights_ = 0, written_weights_ = 0;
+  OverlapTimes times_;
+};
+
+}  // namespace
+
+absl::StatusOr<ModelSummary> QuantizeModel(const QuantizeModelRequest& request,
+                                           std::span<const std::unique_ptr<Backend>> backends,
+                                           const QuantizeModelSink& progress) {
+  return Job(request, backends, progress).Run();
+}
+
+}  // namespace nibble

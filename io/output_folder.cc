@@ -1,0 +1,288 @@
+#include "io/output_folder.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+#include "io/atomic_file.h"
+#include "io/text_file.h"
+#include "nlohmann/json.hpp"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kStateFolder[] = ".nibble";  // of the notes, in the partial folder
+constexpr char kIdentityNote[] = "run";
+constexpr size_t kMostNoteBytes = size_t{1} << 30;
+
+std::string StatePath(const std::string& folder) { return absl::StrCat(folder, "/", kStateFolder); }
+std::string NotePath(const std::string& folder, const std::string& step) {
+  return absl::StrCat(StatePath(folder), "/", step, ".json");
+}
+
+absl::Status FileSystemError(const std::string& path, const std::error_code& error,
+                             std::string_view what) {
+  errno = error.value();
+  return ErrnoStatus(path, what);
+}
+
+bool IsFolder(const std::string& path) {
+  std::error_code error;
+  return fs::is_directory(path, error);
+}
+bool Exists(const std::string& path) {
+  std::error_code error;
+  return fs::symlink_status(path, error).type() != fs::file_type::not_found;
+}
+bool IsEmptyFolder(const std::string& path) {
+  std::error_code error;
+  return fs::is_empty(path, error) && !error;
+}
+bool LooksLikeAModel(const std::string& path) { return Exists(path + "/config.json"); }
+
+std::string WithoutSlash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+// Whether `inner` is `outer` or lies in it.
+bool IsWithin(const fs::path& inner, const fs::path& outer) {
+  const auto [end, _] = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end());
+  return end == outer.end();
+}
+
+absl::Status CheckPlace(const OutputFolderRequest& request, const std::string& out) {
+  if (out.empty()) return absl::InvalidArgumentError("--out: expected a folder, got nothing");
+  std::error_code error;
+  const fs::path source = fs::weakly_canonical(request.source, error);
+  const fs::path target = fs::weakly_canonical(out, error);
+  if (!error && (IsWithin(target, source) || IsWithin(source, target))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--out: expected a folder apart from the model's, got ", out, " for ",
+                     request.source, "; the source is never touched"));
+  }
+  if (Exists(out) && (!IsFolder(out) || fs::is_symlink(out, error))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--out: expected a folder or a name that is free, got ", out));
+  }
+  if (request.overwrite && IsFolder(out) && !IsEmptyFolder(out) && !LooksLikeAModel(out)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--overwrite: expected a model folder (with a config.json) to replace, got ", out));
+  }
+  return absl::OkStatus();
+}
+
+// What of `note` is not as in `identity`; empty where all is.
+absl::StatusOr<std::string> Difference(const std::string& path, const std::string& note,
+                                       const std::map<std::string, std::string>& identity) {
+  const nlohmann::json json = nlohmann::json::parse(note, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) {
+    return absl::DataLossError(absl::StrCat(
+        path,
+        ": expected the notes of a partial result, got something else; --overwrite drops it"));
+  }
+  for (const auto& [name, value] : identity) {
+    const auto found = json.find(name);
+    if (found == json.end() || !found->is_string() || found->get<std::string>() != value) {
+      return name;
+    }
+  }
+  return std::string();
+}
+
+absl::Status CheckIdentity(const std::string& folder, const OutputFolderRequest& request) {
+  const std::string path = NotePath(folder, kIdentityNote);
+  NIBBLE_ASSIGN_OR_RETURN(const std::string note, ReadTextFile(path, kMostNoteBytes));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string difference, Difference(path, note, request.identity));
+  if (difference.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("--resume: expected the ", difference, " that ", folder,
+                   " was begun with, got another; --overwrite without --resume starts again"));
+}
+
+absl::Status RemoveAll(const std::string& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  return error ? FileSystemError(path, error, "remove") : absl::OkStatus();
+}
+
+absl::StatusOr<FileDescriptor> Lock(const std::string& folder) {
+  const std::string path = StatePath(folder) + "/lock";
+  FileDescriptor file(RetryOnInterrupt(
+      [&] { return open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); }));
+  if (!file.is_open()) return ErrnoStatus(path, "open");
+  if (RetryOnInterrupt([&] { return flock(file.get(), LOCK_EX | LOCK_NB); }) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoStatus(path, "lock");
+    return absl::UnavailableError(
+        absl::StrCat(folder, ": expected no other run that writes it, got one; wait for its end"));
+  }
+  return file;
+}
+
+std::string PartialOf(const std::string& out) { return out + ".partial"; }
+
+// A run before was killed after its result had its name.
+bool WasCompleted(const std::string& out) { return Exists(NotePath(out, kIdentityNote)); }
+bool IsPartial(const std::string& folder) { return IsFolder(StatePath(folder)); }
+
+}  // namespace
+
+absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
+  const std::string out = WithoutSlash(request.out);
+  NIBBLE_RETURN_IF_ERROR(CheckPlace(request, out));
+  const std::string partial = PartialOf(out);
+  if (WasCompleted(out) && request.resume) return CheckIdentity(out, request);
+  if (IsFolder(out) && !IsEmptyFolder(out) && !request.overwrite) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--out: expected a folder that does not exist yet, got ", out,
+                     "; --overwrite replaces it when the new result is complete"));
+  }
+  if (!Exists(partial) || IsEmptyFolder(partial)) return absl::OkStatus();
+  if (!IsPartial(partial) && !(WasCompleted(out) && LooksLikeAModel(partial))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        partial, ": expected a name that is free, or the partial result of a run, got neither"));
+  }
+  if (request.resume && Exists(NotePath(partial, kIdentityNote))) {
+    return CheckIdentity(partial, request);
+  }
+  if (request.resume || request.overwrite) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(partial,
+                   ": expected no partial result, got one; --resume goes on with it, "
+                   "--overwrite starts again"));
+}
+
+absl::StatusOr<OutputFolder> OutputFolder::Open(const OutputFolderRequest& request) {
+  NIBBLE_RETURN_IF_ERROR(Check(request));
+  OutputFolder folder;
+  folder.out_ = WithoutSlash(request.out);
+  if (request.resume && WasCompleted(folder.out_)) {
+    folder.complete_ = true;
+    folder.path_ = folder.out_;
+    NIBBLE_ASSIGN_OR_RETURN(folder.lock_, Lock(folder.path_));
+    return folder;
+  }
+  folder.path_ = PartialOf(folder.out_);
+  std::error_code error;
+  fs::create_directories(StatePath(folder.path_), error);
+  if (error) return FileSystemError(folder.path_, error, "make the folder");
+  NIBBLE_ASSIGN_OR_RETURN(folder.lock_, Lock(folder.path_));
+  const std::string identity_path = NotePath(folder.path_, kIdentityNote);
+  if (request.resume && Exists(identity_path)) return folder;
+  // A run before, if any, is dropped: its notes first, so that half of it is never taken up.
+  NIBBLE_RETURN_IF_ERROR(RemoveAll(identity_path));
+  for (const auto& parent : {StatePath(folder.path_), folder.path_}) {
+    std::vector<std::string> old;
+    for (auto it = fs::directory_iterator(parent, error); !error && it != fs::directory_iterator();
+         it.increment(error)) {
+      const std::string name = it->path().filename().string();
+      if (name != kStateFolder && name != "lock") old.push_back(it->path().string());
+    }
+    if (error) return FileSystemError(parent, error, "list");
+    for (const std::string& path : old) NIBBLE_RETURN_IF_ERROR(RemoveAll(path));
+  }
+  NIBBLE_RETURN_IF_ERROR(
+      WriteFileAtomically(identity_path, nlohmann::json(request.identity).dump()));
+  return folder;
+}
+
+absl::StatusOr<std::optional<std::string>> OutputFolder::ReadNote(const std::string& step) const {
+  auto text = ReadTextFile(NotePath(path_, step), kMostNoteBytes);
+  if (absl::IsNotFound(text.status())) return std::nullopt;
+  NIBBLE_RETURN_IF_ERROR(text.status());
+  return *std::move(text);
+}
+
+absl::Status OutputFolder::WriteNote(const std::string& step, const std::string& text) const {
+  return WriteFileAtomically(NotePath(path_, step), text);
+}
+
+absl::Status OutputFolder::Finish() {
+  std::error_code error;
+  const std::string partial = PartialOf(out_);
+  if (!complete_) {
+    std::vector<std::string> leftovers;
+    for (auto it = fs::recursive_directory_iterator(path_, error);
+         !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
+      const std::string file = it->path().lexically_relative(path_).string();
+      if (file == kStateFolder) {
+        it.disable_recursion_pending();
+      } else if (!it->is_directory() && !kept_.contains(file)) {
+        leftovers.push_back(it->path().string());
+      }
+    }
+    if (error) return FileSystemError(path_, error, "list");
+    for (const std::string& path : leftovers) NIBBLE_RETURN_IF_ERROR(RemoveAll(path));
+    // An old result changes places with the new one, where the file system can do that.
+    const bool replaces = IsFolder(out_) && !IsEmptyFolder(out_);
+    if (replaces &&
+        renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, out_.c_str(), RENAME_EXCHANGE) != 0) {
+      const std::string replaced = out_ + ".replaced";
+      NIBBLE_RETURN_IF_ERROR(RemoveAll(replaced));
+      if (rename(out_.c_str(), replaced.c_str()) != 0) return ErrnoStatus(out_, "rename");
+      if (rename(path_.c_str(), out_.c_str()) != 0) {
+        const absl::Status status = ErrnoStatus(path_, "rename");
+        rename(replaced.c_str(), out_.c_str());
+        return status;
+      }
+      NIBBLE_RETURN_IF_ERROR(RemoveAll(replaced));
+    } else if (!replaces && rename(path_.c_str(), out_.c_str()) != 0) {
+      return ErrnoStatus(path_, "rename");
+    }
+    path_ = out_;
+    complete_ = true;
+  }
+  // Now `partial` can only be the old result.
+  if (Exists(partial)) NIBBLE_RETURN_IF_ERROR(RemoveAll(partial));
+  return RemoveAll(StatePath(out_));
+}
+
+absl::Status CheckSpace(const std::string& folder, uint64_t bytes) {
+  std::error_code error;
+  fs::path place = fs::absolute(folder, error);
+  while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
+  struct statvfs info;
+  if (statvfs(place.c_str(), &info) != 0) return ErrnoStatus(place.string(), "statvfs");
+  const uint64_t available = uint64_t{info.f_bavail} * info.f_frsize;
+  if (available >= bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(place.string(), ": expected room for ", bytes, " bytes, got ", available));
+}
+
+absl::Status CopyFile(const std::string& from, const std::string& to) {
+  constexpr size_t kChunk = size_t{4} << 20;
+  FileDescriptor in(
+      RetryOnInterrupt([&] { return open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+  if (!in.is_open()) return ErrnoStatus(from, "open");
+  std::error_code error;
+  fs::create_directories(fs::path(to).parent_path(), error);
+  if (error) return FileSystemError(to, error, "make its folder");
+  NIBBLE_ASSIGN_OR_RETURN(AtomicFile out, AtomicFile::Create(to));
+  std::vector<std::byte> chunk(kChunk);
+  for (;;) {
+    const ssize_t got =
+        RetryOnInterrupt([&] { return read(in.get(), chunk.data(), chunk.size()); });
+    if (got < 0) return ErrnoStatus(from, "read");
+    if (got == 0) return out.Commit();
+    NIBBLE_RETURN_IF_ERROR(
+        out.Append(std::span<const std::byte>(chunk.data(), static_cast<size_t>(got))));
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,97 @@
+#include "engine/loader_rules.h"
+
+#include "gtest/gtest.h"
+
+namespace nibble {
+namespace {
+
+using Excludes = std::vector<std::string>;
+
+LoaderModule Module(const std::string& name) { return {name, {}}; }
+LoaderModule Qkv(const std::string& parent) {
+  return {parent + ".qkv_proj", {parent + ".q_proj", parent + ".k_proj", parent + ".v_proj"}};
+}
+
+TEST(PythonFnmatchTest, Globs) {
+  EXPECT_TRUE(PythonFnmatch("", ""));
+  EXPECT_TRUE(PythonFnmatch("*", ""));
+  EXPECT_TRUE(PythonFnmatch("a*c*", "abcb"));
+  EXPECT_TRUE(PythonFnmatch("*.mlp.*", "model.layers.0.mlp.up_proj"));
+  EXPECT_TRUE(PythonFnmatch("a?c", "abc"));
+  EXPECT_TRUE(PythonFnmatch("gat[e]", "gate"));
+  EXPECT_TRUE(PythonFnmatch("layers.[0-9]", "layers.7"));
+  EXPECT_TRUE(PythonFnmatch("[!a]b", "cb"));
+  EXPECT_TRUE(PythonFnmatch("[]]", "]"));
+  EXPECT_TRUE(PythonFnmatch("a[b", "a[b"));
+  EXPECT_TRUE(PythonFnmatch("*a*b*c*d", "xxaxxbxxcxcxxd"));
+  EXPECT_FALSE(PythonFnmatch("gate", "gate_proj"));
+  EXPECT_FALSE(PythonFnmatch("gat[e]", "gatex"));
+  EXPECT_FALSE(PythonFnmatch("[!a]b", "ab"));
+  EXPECT_FALSE(PythonFnmatch("a?c", "ac"));
+  EXPECT_FALSE(PythonFnmatch("*a*b*c*d", "xxaxxbxxcxcxx"));
+}
+
+TEST(VllmModeloptTest, PartsOfNamesMatch) {
+  // The trap: layer 1 is part of the name of layer 10.
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.1"}, Module("model.layers.10.mlp.up_proj")),
+            true);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.0.mlp.gate"},
+                                 Module("model.layers.0.mlp.gate_up_proj")),
+            true);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.0.mlp.gat[e]"},
+                                 Module("model.layers.0.mlp.gate_up_proj")),
+            false);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.0.mlp.gat[e]"},
+                                 Module("model.layers.0.mlp.gate")),
+            true);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"visual*"}, Module("model.visual.blocks.0.fc1")), true);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"lm_head"}, Module("language_model.lm_head")), true);
+  EXPECT_EQ(VllmModeloptExcludes({}, Module("lm_head")), false);
+}
+
+TEST(VllmModeloptTest, MembersOfAFusedModuleMustAgree) {
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"a.q_proj", "a.k_proj", "a.v_proj"}, Qkv("a")), true);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"a.q_proj", "a.v_proj"}, Qkv("a")), std::nullopt);
+  EXPECT_EQ(VllmModeloptExcludes(Excludes{"b.q_proj"}, Qkv("a")), false);
+}
+
+TEST(SglangModeloptTest, WholeNameOrOneComponent) {
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"lm_head"}, Module("language_model.lm_head")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"model.layers.0"}, Module("model.layers.0.mlp.gate")),
+            false);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"model.layers.0.*"}, Module("model.layers.0.mlp.gate")),
+            true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"mtp*"}, Module("model.mtp_block.fc")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.mlp.gat[e]"}, Module("a.mlp.gate")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.mlp.gat[e]"}, Module("a.mlp.gate_proj")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.mlp.experts.*"}, Module("a.mlp.experts")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.("}, Module("a.b")), false);
+}
+
+TEST(SglangModeloptTest, FusedNamesAreNotTakenApart) {
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.q_proj", "a.k_proj", "a.v_proj"}, Qkv("a")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.qkv_proj"}, Qkv("a")), true);
+}
+
+TEST(TensorRtLlmTest, Fnmatch) {
+  EXPECT_EQ(TensorRtLlmExcludes(Excludes{"model.layers.1"}, Module("model.layers.10.x")), false);
+  EXPECT_EQ(TensorRtLlmExcludes(Excludes{"a.*"}, Qkv("a")), true);
+  EXPECT_EQ(TensorRtLlmExcludes(Excludes{"a.q_proj"}, Qkv("a")), std::nullopt);
+}
+
+TEST(CompressedTensorsTest, ExactOrRegex) {
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"lm_head"}, Module("lm_head")), true);
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"lm_head"}, Module("language_model.lm_head")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"model.visual*"}, Module("model.visual.fc")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:.*visual.*"}, Module("model.visual.fc")), true);
+  // From the start on, not to the end.
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:visual"}, Module("model.visual.fc")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:model"}, Module("model.visual.fc")), true);
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:("}, Module("(")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"a.q_proj"}, Qkv("a")), std::nullopt);
+  EXPECT_TRUE(CompressedTensorsMatches("Linear", "a.b", "Linear"));
+  EXPECT_FALSE(CompressedTensorsMatches("Linear", "a.b"));
+}
+
+}  // namespace
+}  // namespace nibble

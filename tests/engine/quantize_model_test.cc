@@ -1,0 +1,436 @@
+#include "engine/quantize_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/calibration.h"
+#include "engine/find_recipe.h"
+#include "engine/verify_model.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "io/safetensors.h"
+#include "nlohmann/json.hpp"
+#include "tests/testing/is_error.h"
+#include "tests/testing/model_folders.h"
+#include "tests/testing/temp_dir.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+using namespace testing;  // NOLINT: model folders, files, errors
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+const std::vector<std::string> kConstantInputs = {"activations.algorithm.method=constant"};
+
+std::vector<std::unique_ptr<Backend>> Backends(const std::string& name = "cpu", int threads = 2,
+                                               int count = 1) {
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (int i = 0; i < count; ++i) backends.push_back(*MakeBackend(name, {.threads = threads}));
+  return backends;
+}
+
+// Every file of a folder, by its path in it.
+std::map<std::string, std::string> FilesOf(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    files[fs::relative(entry.path(), folder).string()] = FileBytes(entry.path().string());
+  }
+  return files;
+}
+
+QuantizeModelRequest Overwriting(QuantizeModelRequest request) {
+  request.overwrite = true;
+  return request;
+}
+
+std::string WithoutTimes(ModelSummary summary) {
+  summary.seconds = summary.read_seconds = summary.compute_seconds = summary.write_seconds = 0;
+  summary.resumed_shards = 0;
+  return ModelSummaryAsJson(summary);
+}
+
+class QuantizeModelTest : public ::testing::Test {
+ protected:
+  QuantizeModelRequest Request(const std::string& recipe = "nvfp4",
+                               std::vector<std::string> set = kConstantInputs) {
+    auto found = FindRecipe(recipe, set);
+    EXPECT_TRUE(found.ok()) << found.status();
+    return {.model = folder_.path("model"),
+            .out = folder_.path("out"),
+            .recipe = *std::move(found),
+            .version = "test"};
+  }
+
+  absl::StatusOr<ModelSummary> Run(const QuantizeModelRequest& request) {
+    return QuantizeModel(request, Backends(), nullptr);
+  }
+
+  // What Run writes, from a model that is there.
+  std::map<std::string, std::string> Result(const QuantizeModelRequest& request,
+                                            const std::vector<std::unique_ptr<Backend>>& backends) {
+    fs::remove_all(request.out);
+    const auto summary = QuantizeModel(request, backends, nullptr);
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    return summary.ok() ? FilesOf(request.out) : std::map<std::string, std::string>();
+  }
+
+  void ExpectVerified(const QuantizeModelRequest& request) {
+    const auto backend = MakeBackend("cpu");
+    const auto report = VerifyModel(request.out, {.against = request.model}, **backend);
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_THAT(report->holes, IsEmpty());
+    EXPECT_GT(report->quantized, 0);
+  }
+
+  const TempDir folder_;
+};
+
+std::vector<std::pair<std::string, ModelOnPaper>> Models(int shards = 2) {
+  ModelSize size;
+  size.shards = shards;
+  return {{"llama", LlamaModel(size)},        {"tied", LlamaModel(size, /*tied=*/true)},
+          {"qwen3_moe", Qwen3MoeModel(size)}, {"expert_rows", ExpertRowsModel(size)},
+          {"llama4", Llama4Model(size)},      {"gpt_oss", GptOssModel(size)},
+          {"mixtral", MixtralModel(size)},    {"deepseek", DeepseekModel(size)},
+          {"odd_names", OddNamesModel(size)}};
+}
+
+TEST_F(QuantizeModelTest, EveryLayoutRecipeAndFormatIsVerified) {
+  for (const auto& [name, model] : Models()) {
+    WriteModelFolder(folder_.path("model"), model);
+    for (const char* recipe : {"nvfp4", "nvfp4_mse", "nvfp4_four_over_six", "nvfp4_weight_only"}) {
+      for (const ExportFormat format :
+           {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
+        SCOPED_TRACE(name + " " + recipe + " " + std::string(NameOf(format)));
+        QuantizeModelRequest request = Request(recipe);
+        request.recipe.output.format = format;
+        const auto summary = Run(request);
+        if (absl::IsUnimplemented(summary.status())) {
+          EXPECT_EQ(format, ExportFormat::kCompressedTensors);
+          EXPECT_TRUE(name == "llama4" || name == "gpt_oss") << summary.status();
+          continue;
+        }
+        ASSERT_TRUE(summary.ok()) << summary.status();
+        ExpectVerified(request);
+        fs::remove_all(request.out);
+      }
+    }
+    fs::remove_all(folder_.path("model"));
+  }
+}
+
+// q, k and v of a layer, in three shards: the bytes are those of quantizing each under the largest
+// amax of the three.
+TEST_F(QuantizeModelTest, MembersOfAGroupShareTheirGlobalScale) {
+  ModelSize size;
+  size.shards = 3;
+  ModelOnPaper model = LlamaModel(size);
+  WriteModelFolder(folder_.path("model"), model);
+  const QuantizeModelRequest request = Request("nvfp4_mse");
+  ASSERT_TRUE(Run(request).ok());
+  const auto result = SafetensorsReader::Open(request.out + "/model.safetensors");
+  ASSERT_TRUE(result.ok()) << result.status();
+  const auto backend = *MakeBackend("cpu-scalar");
+  const auto matrix = [&](const std::string& name) {
+    const Tensor& tensor = model.at(name + ".weight");
+    return MatrixView{tensor.bytes.data(), tensor.dtype, tensor.shape[0], tensor.shape[1]};
+  };
+  for (const std::vector<std::string>& group :
+       {std::vector<std::string>{"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+        {"mlp.gate_proj", "mlp.up_proj"},
+        {"self_attn.o_proj"},
+        {"mlp.down_proj"}}) {
+    float amax = 0;
+    for (const std::string& member : group) {
+      amax = std::max(amax, *backend->Amax(matrix("model.layers.1." + member)));
+    }
+    for (const std::string& member : group) {
+      const std::string name = "model.layers.1." + member;
+      SCOPED_TRACE(name);
+      const auto expected = backend->SweepAndQuantize({.global_amax = amax}, matrix(name));
+      ASSERT_TRUE(expected.ok()) << expected.status();
+      const auto bytes = [&](const std::string& part) {
+        const TensorInfo* info = result->Find(name + part);
+        EXPECT_NE(info, nullptr) << part;
+        return info == nullptr ? std::vector<std::byte>() : *result->ReadAll(*info);
+      };
+      const auto same = [](const std::vector<std::byte>& a, const std::vector<uint8_t>& b) {
+        return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
+      };
+      EXPECT_TRUE(same(bytes(".weight"), expected->packed.packed));
+      EXPECT_TRUE(same(bytes(".weight_scale"), expected->packed.scale));
+      float scale = 0;
+      std::memcpy(&scale, bytes(".weight_scale_2").data(), sizeof(scale));
+      EXPECT_EQ(scale, amax / (6 * 448.0f));
+    }
+  }
+}
+
+TEST_F(QuantizeModelTest, TheBytesDependOnNeitherThreadsNorBackendsNorTheSourcesShards) {
+  for (const char* recipe : {"nvfp4_mse", "nvfp4_four_over_six"}) {
+    std::map<std::string, std::map<std::string, std::string>> first;
+    for (const int shards : {1, 3, 7}) {
+      for (const auto& [name, model] : Models(shards)) {
+        if (name != "llama" && name != "expert_rows" && name != "gpt_oss") continue;
+        SCOPED_TRACE(name + " in " + std::to_string(shards));
+        fs::remove_all(folder_.path("model"));
+        WriteModelFolder(folder_.path("model"), model);
+        const QuantizeModelRequest request = Request(recipe);
+        const auto files = Result(request, Backends("cpu", 1));
+        ASSERT_FALSE(files.empty());
+        if (first[name].empty()) first[name] = files;
+        EXPECT_EQ(first[name], files);
+        EXPECT_EQ(files, Result(request, Backends("cpu", 2, 3)));
+        EXPECT_EQ(files, Result(request, Backends("cpu-scalar", 1)));
+      }
+    }
+  }
+}
+
+TEST_F(QuantizeModelTest, ShardsAreAsLargeAsAsked) {
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  std::map<std::string, std::vector<std::byte>> whole;
+  const auto tensors_of = [](const std::string& folder) {
+    std::map<std::string, std::vector<std::byte>> tensors;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (entry.path().extension() != ".safetensors") continue;
+      const auto reader = SafetensorsReader::Open(entry.path().string());
+      for (const TensorInfo& info : reader->tensors()) tensors[info.name] = *reader->ReadAll(info);
+    }
+    return tensors;
+  };
+  QuantizeModelRequest request = Request();
+  ASSERT_TRUE(Run(request).ok());
+  const auto one = tensors_of(request.out);
+  EXPECT_FALSE(fs::exists(request.out + "/model.safetensors.index.json"));
+  request.recipe.output.shard_bytes = 20'000;
+  request.overwrite = true;
+  const auto summary = Run(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_GT(summary->shards, 2);
+  EXPECT_EQ(one, tensors_of(request.out));
+  EXPECT_FALSE(fs::exists(request.out + "/model.safetensors"));
+  ExpectVerified(request);
+}
+
+TEST_F(QuantizeModelTest, TheSummaryIsThatOfTheStoredBytes) {
+  WriteModelFolder(folder_.path("model"), Qwen3MoeModel());
+  const QuantizeModelRequest request = Request("nvfp4_mse");
+  const auto summary = Run(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const auto backend = MakeBackend("cpu");
+  const auto report = VerifyModel(request.out, {.against = request.model}, **backend);
+  ASSERT_TRUE(report.ok()) << report.status();
+  std::map<std::string, double> errors;
+  for (const WeightError& error : report->errors) errors[error.name] = error.relative_mse;
+  ASSERT_EQ(summary->tensors.size(), errors.size());
+  for (const TensorError& error : summary->tensors) {
+    EXPECT_DOUBLE_EQ(error.relative_mse(), errors.at(error.module)) << error.module;
+  }
+  const std::string text = ModelSummaryAsText(*summary);
+  EXPECT_THAT(text, AllOf(HasSubstr("worst tensors"), HasSubstr("expert "), HasSubstr("size")));
+  const auto json = nlohmann::json::parse(ModelSummaryAsJson(*summary));
+  EXPECT_EQ(json["tensors"].size(), errors.size());
+}
+
+TEST_F(QuantizeModelTest, OtherFilesAreCopiedAndTheSourceIsNotTouched) {
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  PutFile(folder_.path("model/hf_quant_config.json"), "stale");
+  const auto before = FilesOf(folder_.path("model"));
+  const QuantizeModelRequest request = Request();
+  ASSERT_TRUE(Run(request).ok());
+  EXPECT_EQ(before, FilesOf(folder_.path("model")));
+  const auto after = FilesOf(request.out);
+  for (const char* name : {"tokenizer.json", "generation_config.json", "README.md"}) {
+    EXPECT_EQ(after.at(name), before.at(name)) << name;
+  }
+  EXPECT_NE(after.at("hf_quant_config.json"), "stale");
+  EXPECT_THAT(folder_.Names(), ::testing::ElementsAre("model", "out"));
+}
+
+TEST_F(QuantizeModelTest, ActivationsThatNeedDataWithoutAnyNameTheTwoWaysOut) {
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  const auto result = Run(Request("nvfp4", {}));
+  EXPECT_TRUE(IsError(result, absl::StatusCode::kFailedPrecondition, "--calib FILE"));
+  EXPECT_TRUE(IsError(result, absl::StatusCode::kFailedPrecondition,
+                      "--set activations.algorithm.method=constant"));
+  EXPECT_THAT(folder_.Names(), ::testing::ElementsAre("model"));
+}
+
+TEST_F(QuantizeModelTest, CapturedActivationsGiveInputScalesAndHessians) {
+  const ModelSize size;
+  WriteModelFolder(folder_.path("model"), LlamaModel(size));
+  std::vector<Tensor> captures;
+  for (int64_t layer = 0; layer < size.layers; ++layer) {
+    const std::string p = absl::StrCat("model.layers.", layer);
+    for (const auto& [module, channels] :
+         std::map<std::string, int64_t>{{"self_attn.q_proj", size.hidden},
+                                        {"self_attn.k_proj", size.hidden},
+                                        {"self_attn.v_proj", size.hidden},
+                                        {"self_attn.o_proj", size.hidden},
+                                        {"mlp.gate_proj", size.hidden},
+                                        {"mlp.up_proj", size.hidden},
+                                        {"mlp.down_proj", size.intermediate}}) {
+      std::vector<float> values =
+          SyntheticValues(Distribution::kNormal, 50 * channels, captures.size() + 1);
+      values[7] = 100 + static_cast<float>(captures.size());  // the amax
+      captures.push_back(
+          TensorOf(absl::StrCat(p, ".", module, ".input"), DType::kF32, {50, channels}, values));
+    }
+  }
+  Write(folder_.path("captures"), captures, {});
+  QuantizeModelRequest request = Request("nvfp4_local_hessian", {});
+  request.calibration = folder_.path("captures");
+  const auto summary = Run(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_THAT(summary->warnings, IsEmpty());
+  ExpectVerified(request);
+  const auto result = SafetensorsReader::Open(request.out + "/model.safetensors");
+  // q, k and v come 6th, 3rd and 7th in the order of names: the largest amax is v's.
+  float scale = 0;
+  for (const char* member : {"q", "k", "v"}) {
+    const auto bytes = result->ReadAll(
+        *result->Find(absl::StrCat("model.layers.0.self_attn.", member, "_proj.input_scale")));
+    std::memcpy(&scale, bytes->data(), sizeof(scale));
+    EXPECT_EQ(scale, 106.0f / 2688);
+  }
+  // With them, other scales are chosen than without; without, the run says so.
+  const auto with = FilesOf(request.out);
+  QuantizeModelRequest plain = Request("nvfp4_local_hessian");
+  plain.overwrite = true;
+  const auto without = Run(plain);
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_NE(with.at("model.safetensors"), FilesOf(plain.out).at("model.safetensors"));
+  EXPECT_THAT(without->warnings, Contains(HasSubstr("plain sweep")));
+  // A module that was not captured.
+  captures.pop_back();
+  Write(folder_.path("captures"), captures, {});
+  request.overwrite = true;
+  EXPECT_TRUE(
+      IsError(Run(request), absl::StatusCode::kFailedPrecondition, "expected activations of"));
+}
+
+TEST_F(QuantizeModelTest, NonFiniteWeightsAreAnErrorOrKept) {
+  ModelOnPaper model = LlamaModel();
+  const std::string bad = "model.layers.1.self_attn.k_proj.weight";
+  model.Fill(bad, [](int64_t i) {
+    return i == 70 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(i % 7);
+  });
+  WriteModelFolder(folder_.path("model"), model);
+  const auto result = Run(Request());
+  EXPECT_TRUE(IsError(result, absl::StatusCode::kFailedPrecondition, bad));
+  EXPECT_FALSE(fs::exists(folder_.path("out")));
+
+  QuantizeModelRequest keep = Request("nvfp4", {kConstantInputs[0], "nonfinite=keep"});
+  keep.overwrite = true;
+  const auto summary = Run(keep);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_THAT(summary->warnings, Contains(HasSubstr(bad)));
+  const auto reader = SafetensorsReader::Open(keep.out + "/model.safetensors");
+  for (const char* member : {"q", "k", "v"}) {
+    const std::string module = absl::StrCat("model.layers.1.self_attn.", member, "_proj");
+    EXPECT_EQ(reader->Find(module + ".weight")->dtype, DType::kBf16);
+    EXPECT_EQ(reader->Find(module + ".weight_scale"), nullptr);
+  }
+  EXPECT_NE(reader->Find("model.layers.0.self_attn.q_proj.weight_scale"), nullptr);
+}
+
+TEST_F(QuantizeModelTest, ARunThatFailedHalfwayIsResumedToTheSameBytes) {
+  ModelSize size;
+  size.layers = 3;
+  ModelOnPaper model = LlamaModel(size);
+  WriteModelFolder(folder_.path("model"), model);
+  QuantizeModelRequest request = Request("nvfp4_mse");
+  request.recipe.output.shard_bytes = 30'000;
+  const auto straight = Result(request, Backends());
+  ASSERT_GT(std::ranges::count_if(
+                straight, [](const auto& file) { return file.first.ends_with(".safetensors"); }),
+            3);
+  const std::string summary = WithoutTimes(*Run(Overwriting(request)));
+  // Stopped after each step in turn, then resumed; now and then stopped twice.
+  bool complete = false;
+  for (int64_t stop = 1; !complete; stop += stop % 5 == 0 ? 7 : 1) {
+    SCOPED_TRACE(stop);
+    fs::remove_all(request.out);
+    fs::remove_all(request.out + ".partial");
+    const auto run_until = [&](int64_t step) {
+      return QuantizeModel(request, Backends(), [&, calls = int64_t{0}](const auto&) mutable {
+        return ++calls == step ? absl::CancelledError("stop") : absl::OkStatus();
+      });
+    };
+    request.resume = false;
+    auto result = run_until(stop);
+    complete = result.ok();
+    if (complete) break;
+    ASSERT_TRUE(IsError(result, absl::StatusCode::kCancelled, "stop"));
+    EXPECT_FALSE(fs::exists(request.out));
+    EXPECT_TRUE(IsError(run_until(0), absl::StatusCode::kInvalidArgument, "--resume"));
+    request.resume = true;
+    if (stop % 3 == 0) (void)run_until(2);
+    result = run_until(0);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(straight, FilesOf(request.out));
+    EXPECT_EQ(summary, WithoutTimes(*result));
+  }
+}
+
+TEST_F(QuantizeModelTest, RefusesToResumeWithAnotherRecipeSourceOrVersion) {
+  ModelOnPaper model = LlamaModel();
+  WriteModelFolder(folder_.path("model"), model);
+  const auto stopped = [](const QuantizeModelProgress&) { return absl::CancelledError("stop"); };
+  EXPECT_TRUE(absl::IsCancelled(QuantizeModel(Request(), Backends(), stopped).status()));
+  const auto refused = [&](QuantizeModelRequest request, const std::string& what) {
+    request.resume = true;
+    return IsError(Run(request), absl::StatusCode::kFailedPrecondition, "expected the " + what);
+  };
+  EXPECT_TRUE(refused(Request("nvfp4_mse"), "recipe"));
+  QuantizeModelRequest other = Request();
+  other.version = "another";
+  EXPECT_TRUE(refused(other, "version"));
+  model.FillZero("lm_head.weight");
+  fs::remove_all(folder_.path("model"));
+  WriteModelFolder(folder_.path("model"), model);
+  EXPECT_TRUE(refused(Request(), "source"));
+  EXPECT_TRUE(Run(Overwriting(Request())).ok());  // which drops it
+}
+
+TEST_F(QuantizeModelTest, ADryRunWritesNothing) {
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  QuantizeModelRequest request = Request();
+  request.dry_run = true;
+  const auto summary = Run(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_GT(summary->bytes_before, summary->bytes_after);
+  EXPECT_THAT(folder_.Names(), ::testing::ElementsAre("model"));
+}
+
+TEST_F(QuantizeModelTest, RefusesWhatIsNoModelAndPlacesThatAreTaken) {
+  QuantizeModelRequest request = Request();
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kNotFound, "model"));
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  request.out = request.model;
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kInvalidArgument, "never touched"));
+  request.out = folder_.path("out");
+  ASSERT_TRUE(Run(request).ok());
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kInvalidArgument, "--overwrite"));
+  // A shard that is cut short.
+  fs::resize_file(folder_.path("model/model.safetensors"), 5000);
+  EXPECT_TRUE(IsError(Run(Overwriting(request)), absl::StatusCode::kDataLoss, "model.safetensors"));
+  EXPECT_TRUE(fs::exists(request.out + "/config.json"));
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,41 @@
+// `write_models DIR`: a folder of every layout under DIR/source, and what the plain exporter of the
+// tests makes of it under DIR/modelopt and DIR/compressed-tensors: food for load_export.py.
+#include <cstdio>
+
+#include "tests/testing/model_folders.h"
+#include "tests/testing/reference_export.h"
+
+int main(int argc, char** argv) {
+  using namespace nibble;           // NOLINT: a program of one function
+  using namespace nibble::testing;  // NOLINT
+  if (argc != 2) {
+    std::fprintf(stderr, "write_models: expected DIR\n");
+    return 2;
+  }
+  ModelSize sharded;
+  sharded.shards = 3;
+  const std::pair<const char*, ModelOnPaper> models[] = {
+      {"llama", LlamaModel(sharded)},
+      {"tied", LlamaModel({}, /*tied=*/true)},
+      {"qwen3_moe", Qwen3MoeModel(sharded)},
+      {"expert_rows", ExpertRowsModel()},
+      {"mixtral", MixtralModel()},
+      {"deepseek", DeepseekModel(sharded)},
+      {"llama4", Llama4Model()},
+      {"gpt_oss", GptOssModel()},
+      {"odd_names", OddNamesModel()},
+  };
+  for (const auto& [name, model] : models) {
+    const std::string root = argv[1];
+    WriteModelFolder(root + "/source/" + name, model);
+    for (const ExportFormat format : {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
+      const bool columns = std::string(name) == "llama4" || std::string(name) == "gpt_oss";
+      if (columns && format == ExportFormat::kCompressedTensors) continue;
+      Recipe recipe;
+      recipe.output.format = format;
+      WriteExport(root + "/" + std::string(NameOf(format)) + "/" + name, model, PlanOnPaper(model),
+                  recipe);
+    }
+  }
+  return ::testing::Test::HasFailure() ? 1 : 0;
+}
