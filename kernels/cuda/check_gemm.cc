@@ -314,7 +314,7 @@ absl::StatusOr<std::vector<float>> CheckGemm(int device, CheckGemmPath path,
         std::string(NameOf(a.scheme)), " of ", a.cols, " and ", std::string(NameOf(w.scheme)),
         " of ", w.cols));
   }
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
+  NIBBLE_RETURN_IF_ERROR(UseCudaDevice(device).status());
   NIBBLE_ASSIGN_OR_RETURN(const auto plan, CheckGemmPlan::Make(path, a.rows, w.rows, a.cols));
   Operand a_operand, w_operand;
   const bool swizzle = path == CheckGemmPath::kBlockScaled;

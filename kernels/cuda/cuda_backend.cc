@@ -333,8 +333,8 @@ class CudaBackend final : public Backend {
     NIBBLE_ASSIGN_OR_RETURN(const auto workspace,
                             Allocate<char>(MultiplierSearchWorkspaceBytes(params.grid)));
     NIBBLE_ASSIGN_OR_RETURN(const DeviceSweep found, AllocateSweep(blocks));
-    NIBBLE_ASSIGN_OR_RETURN(const auto evaluations, Allocate<int64_t>(1));
-    NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(evaluations.get(), 0, sizeof(int64_t), stream_));
+    SweepCounts totals;
+    NIBBLE_ASSIGN_OR_RETURN(const auto counts, Upload(&totals, 1));
     const MultiplierSearchArgs args = {
         .x = data.get(),
         .blocks = blocks,
@@ -345,13 +345,15 @@ class CudaBackend final : public Backend {
         .code = found.code.get(),
         .best_amax = found.best_amax.get(),
         .loss = found.loss.get(),
-        .evaluations = evaluations.get(),
+        .counts = counts.get(),
     };
     NIBBLE_CUDA_RETURN_IF_ERROR(
         LaunchMultiplierSearch(x.dtype, args, ConfigOf(CudaOp::kMultiplierSearch, x), stream_));
     NIBBLE_RETURN_IF_ERROR(found.CopyTo(result));
-    NIBBLE_RETURN_IF_ERROR(evaluations.CopyTo(&result.evaluations));
-    return Synchronize();
+    NIBBLE_RETURN_IF_ERROR(counts.CopyTo(&totals));
+    NIBBLE_RETURN_IF_ERROR(Synchronize());
+    result.evaluations = totals.evaluations;
+    return absl::OkStatus();
   }
 
   // A packed tensor's bytes on the device.

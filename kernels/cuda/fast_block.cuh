@@ -152,6 +152,30 @@ __device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float fac
   return (even >> 1) + odd * 8 + signs;
 }
 
+// The same where the device has the instruction of ConvertToE2m1.
+template <Pairing kPairing, typename T>
+__device__ __forceinline__ uint32_t ConvertedCodes(T, const uint32_t* word, float factor) {
+  // Finite, so that a zero under the factor of an outer scale of 0 stays zero.
+  const float whole = fminf(MulRn(factor, 1.0f / kCodeUnit), kFloatMax);
+  float v[8];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 pair = Unpack(T{}, word[j]);
+    v[FirstOf(kPairing, j)] = MulRn(pair.x, whole);
+    v[SecondOf(kPairing, j)] = MulRn(pair.y, whole);
+  }
+  return ConvertToE2m1(v);
+}
+
+template <Pairing kPairing, typename T>
+__device__ __forceinline__ uint32_t Codes(T, const uint32_t* word, float factor) {
+  if constexpr (NIBBLE_CONVERTS_E2M1) {
+    return ConvertedCodes<kPairing>(T{}, word, factor);
+  } else {
+    return FastCodes<kPairing>(T{}, word, factor);
+  }
+}
+
 // Out of line: outside of the shortcuts' ranges.
 template <Pairing kPairing, typename T>
 __device__ __noinline__ EncodedBlock EncodeSlowly(PackedBlock block, float outer_amax,
@@ -186,9 +210,9 @@ __device__ __forceinline__ EncodedBlock EncodeFast(T, PackedBlock block, const F
   if (!(MulRn(amax, factor) < 7 * kCodeUnit)) {
     return EncodeSlowly<kPairing, T>(block, outer_amax(), bound);
   }
-  return {static_cast<uint8_t>(scale),
-          {{FastCodes<kPairing>(T{}, block.word, factor),
-            FastCodes<kPairing>(T{}, block.word + 4, factor)}}};
+  return {
+      static_cast<uint8_t>(scale),
+      {{Codes<kPairing>(T{}, block.word, factor), Codes<kPairing>(T{}, block.word + 4, factor)}}};
 }
 
 }  // namespace nibble

@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/multiplier_search_launch.h"
+#include "quant/numerics/block_encode.h"
 
 namespace nibble {
 
@@ -55,40 +56,29 @@ __device__ __forceinline__ int MultiplierCode(float block_amax, float divisor, f
   return pair;
 }
 
-// SweepLoss, approximate to kSweepFilterTolerance; see there. 2^22 * max(v, 1) has its last place
-// at the E2M1 grid's step at v. (Just above 1, as below 2^22 the last place is half a step.)
-// Without kSaturates no element may exceed 6 by more than rounding.
+// SweepLoss, approximate to kSweepFilterTolerance; see there. Without kSaturates no element may
+// exceed 6 by more than rounding.
 template <bool kSaturates>
 __device__ __forceinline__ float MultiplierFilterLoss(const float (&a)[kBlockSize],
                                                       float decode_scale, float reciprocal) {
   float sum[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < kBlockSize; ++i) {
-    float v = MulRn(a[i], reciprocal);
-    if (kSaturates) v = fminf(v, kE2m1Max);
-    const float m = fmaxf(v, 1.0f + 0x1p-22f);
-    const float q = FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, v));
+    const float v = MulRn(a[i], reciprocal);
+    const float q = kSaturates ? RoundE2m1(v) : RoundE2m1Unsaturated(v, 1.0f);
     const float d = FmaRn(-q, decode_scale, a[i]);
     sum[i % 2] = FmaRn(d, d, sum[i % 2]);
   }
   return AddRn(sum[0], sum[1]);
 }
 
-// SweepLoss where the scale and its reciprocal are normal: quotients corrected as above, and
-// rounded to E2M1 by adding and subtracting a number whose last place is the grid's step.
-__device__ __forceinline__ float SweepLossByRemainders(const float (&a)[kBlockSize],
+// SweepLoss where the table is prunable.
+__device__ __forceinline__ float SweepLossByReciprocal(const float (&a)[kBlockSize],
                                                        float decode_scale, float reciprocal) {
   float sum[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < kBlockSize; ++i) {
-    float v = MulRn(a[i], reciprocal);
-    v = FmaRn(FmaRn(-v, decode_scale, a[i]), reciprocal, v);
-    v = FmaRn(FmaRn(-v, decode_scale, a[i]), reciprocal, v);
-    v = fminf(v, kE2m1Max);
-    const uint32_t exponent = max(FloatBits(v) & 0x7F800000u, 0x3F800000u);
-    const float step = FloatFromBits(exponent + ((22u << 23) | 0x400000u));
-    const float q = SubRn(AddRn(v, step), step);
-    const float d = FmaRn(-q, decode_scale, a[i]);
+    const float d = E2m1Difference(a[i], decode_scale, reciprocal);
     sum[i % 2] = FmaRn(d, d, sum[i % 2]);
   }
   return AddRn(sum[0], sum[1]);
@@ -191,9 +181,9 @@ __device__ __forceinline__ MultiplierWinner SearchMultipliers(const float (&a)[k
   if (!in_order || !(contest.third > near) || best.loss < kSweepFilterFloor) {
     return SearchByDefinition(a, amax, t, multipliers, count);
   }
-  best.loss = SweepLossByRemainders(a, scale[best.code], t.reciprocal[best.code]);
+  best.loss = SweepLossByReciprocal(a, scale[best.code], t.reciprocal[best.code]);
   if (second.loss <= near) {
-    second.loss = SweepLossByRemainders(a, scale[second.code], t.reciprocal[second.code]);
+    second.loss = SweepLossByReciprocal(a, scale[second.code], t.reciprocal[second.code]);
     const bool tie = second.loss == best.loss && second.code < best.code;
     if (second.loss < best.loss || tie) best = second;
   }
@@ -240,10 +230,10 @@ __global__ void __launch_bounds__(kWarps * 32)
       evaluations += static_cast<unsigned>(winner.evaluations);
     }
   }
-  if (args.evaluations != nullptr) {
+  if (args.counts != nullptr) {
     const unsigned sum = __reduce_add_sync(0xFFFFFFFFu, evaluations);
     if (threadIdx.x % 32 == 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(args.evaluations),
+      atomicAdd(reinterpret_cast<unsigned long long*>(&args.counts->evaluations),
                 static_cast<unsigned long long>(sum));
     }
   }

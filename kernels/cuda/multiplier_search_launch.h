@@ -36,7 +36,7 @@ struct MultiplierSearchArgs {
   uint8_t* code = nullptr;    // one a block, as are the next two
   float* best_amax = nullptr;
   float* loss = nullptr;
-  int64_t* evaluations = nullptr;  // added to; may be null
+  SweepCounts* counts = nullptr;  // its evaluations are added to; may be null
 };
 
 // `config` indexes kMultiplierSearchConfigs. cudaErrorInvalidValue for an unknown type or config.

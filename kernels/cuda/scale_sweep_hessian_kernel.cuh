@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/scale_sweep_hessian_launch.h"
+#include "quant/numerics/block_encode.h"
 #include "quant/numerics/hessian_sweep.h"
 
 namespace nibble {
@@ -171,22 +172,10 @@ __global__ void __launch_bounds__(kHessianPrepareThreads)
   }
 }
 
-// HessianDifference, the quotient corrected twice by its remainder: with the correctly rounded
-// reciprocal the first correction makes it faithful and the second correctly rounded. A product
-// that overflows becomes NaN and then 6, as the quotient would.
+// HessianDifference where the table is prunable.
 __device__ __forceinline__ float HessianDifferenceByReciprocal(float w, float decode_scale,
                                                                float reciprocal) {
-  const float a = Abs(w);
-  float v = MulRn(a, reciprocal);
-  v = FmaRn(FmaRn(-v, decode_scale, a), reciprocal, v);
-  v = FmaRn(FmaRn(-v, decode_scale, a), reciprocal, v);
-  v = fminf(v, kE2m1Max);
-  // Adding 1.5 * 2^(22 + e), e the exponent of v or 0, rounds to the grid's step at v, ties to
-  // even.
-  const uint32_t exponent = max(FloatBits(v) & 0x7F800000u, 0x3F800000u);
-  const float magic = FloatFromBits(exponent + ((22u << 23) | 0x400000u));
-  const float q = SubRn(AddRn(v, magic), magic);
-  const float d = FmaRn(-q, decode_scale, a);
+  const float d = E2m1Difference(Abs(w), decode_scale, reciprocal);
   return FloatFromBits(FloatBits(d) ^ (FloatBits(w) & 0x80000000u));
 }
 

@@ -170,8 +170,7 @@ struct RawBlock {
 // One element of SweepLoss.
 __device__ __forceinline__ float Accumulate(float sum, float a, float decode_scale,
                                             float reciprocal) {
-  const float v = DivideForE2m1(a, decode_scale, reciprocal);
-  const float d = FmaRn(-RoundE2m1(v), decode_scale, a);
+  const float d = E2m1Difference(a, decode_scale, reciprocal);
   return FmaRn(d, d, sum);
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "quant/numerics/e2m1.h"
+#include "quant/numerics/e2m1_convert.h"
 #include "quant/numerics/e4m3.h"
 #include "quant/numerics/float_bits.h"
 #include "quant/numerics/four_over_six.h"
@@ -122,11 +123,18 @@ NIBBLE_HD BlockCodes JoinBlock(const BlockBytes& indices, const BlockBytes& sign
 
 // x / d by its reciprocal r, corrected once by the remainder. Not always the correctly rounded
 // quotient, but near enough for E2M1: around every tie, and for every mantissa of d, the result
-// compares with the tie as the quotient does (tests/quant/block_encode_test.cc tries them all).
-// Needs 2^-90 <= d <= 2^90 and a finite x * r. -0 becomes 0.
+// compares with the tie as the quotient does (tests/quant/block_encode_test.cc tries them all, at
+// both ends of the range, too). Needs 2^-101 <= d <= 2^98. -0 becomes 0; where x * r overflows the
+// result is NaN.
 NIBBLE_HD float DivideForE2m1(float x, float d, float r) {
   const float q = FmaRn(x, r, 0.0f);
   return FmaRn(FmaRn(-q, d, x), r, q);
+}
+
+// a - q * d, rounded once, q being the E2M1 magnitude nearest to a / d: the difference that the
+// sweeps square. a >= 0, and on the device any a: of a NaN and a number the number is the lesser.
+NIBBLE_HD float E2m1Difference(float a, float d, float r) {
+  return FmaRn(-RoundE2m1(DivideForE2m1(a, d, r)), d, a);
 }
 
 // x / d, correctly rounded, for the divisors that the contract names: 6 and 6 * bound. The same
@@ -249,12 +257,31 @@ struct BlockScaler {
   }
 };
 
-// signs: those of the codes, where kSignsKnown says that they are at hand. Under the runtime rule
-// the block must be unsaturated.
+// EncodeCodes where the device has the instruction of ConvertToE2m1.
+template <bool kFloat32, Rule kRule>
+NIBBLE_HD BlockCodes EncodeCodesByConversion(const float (&x)[kBlockSize],
+                                             const BlockScaler<kFloat32, kRule>& scaler) {
+  constexpr bool kInUnits = kRule == Rule::kCheckpoint || !kFloat32;
+  const float factor = kInUnits ? MulRn(scaler.factor, 1.0f / kCodeUnit) : scaler.factor;
+  const float divisor = MulRn(scaler.divisor, kCodeUnit);
+  float v[kBlockSize];
+  NIBBLE_UNROLL
+  for (int i = 0; i < kBlockSize; ++i) {
+    if (kRule == Rule::kCheckpoint) {
+      v[i] = DivideForE2m1(x[i], divisor, factor);
+      if (kFloat32) v[i] = CopySign(v[i], scaler.Sign(x[i], v[i]));
+    } else {  // a float32 value's product may become -0, which has no sign in a code
+      v[i] = kFloat32 ? AddRn(MulRn(x[i], factor), 0.0f) : FmaRn(x[i], factor, 0.0f);
+    }
+  }
+  return {{ConvertToE2m1(v), ConvertToE2m1(v + kBlockSize / 2)}};
+}
+
+// EncodeCodes everywhere else.
 template <bool kFloat32, Rule kRule, bool kSignsKnown>
-NIBBLE_HD BlockCodes EncodeCodes(const float (&x)[kBlockSize],
-                                 const BlockScaler<kFloat32, kRule>& scaler,
-                                 const BlockBytes& signs) {
+NIBBLE_HD BlockCodes EncodeCodesByRounding(const float (&x)[kBlockSize],
+                                           const BlockScaler<kFloat32, kRule>& scaler,
+                                           const BlockBytes& signs) {
   float q[kBlockSize], sign[kBlockSize];
   NIBBLE_UNROLL
   for (int i = 0; i < kBlockSize; ++i) {
@@ -263,6 +290,19 @@ NIBBLE_HD BlockCodes EncodeCodes(const float (&x)[kBlockSize],
     q[i] = kRule == Rule::kRuntime ? RoundE2m1Unsaturated(v, kCodeUnit) : RoundE2m1Unit(v);
   }
   return JoinBlock(BlockIndexBytes(q), kSignsKnown ? signs : BlockSignBytes(sign));
+}
+
+// signs: those of the codes, where kSignsKnown says that they are at hand. Under the runtime rule
+// the block must be unsaturated.
+template <bool kFloat32, Rule kRule, bool kSignsKnown>
+NIBBLE_HD BlockCodes EncodeCodes(const float (&x)[kBlockSize],
+                                 const BlockScaler<kFloat32, kRule>& scaler,
+                                 const BlockBytes& signs) {
+  if constexpr (NIBBLE_CONVERTS_E2M1) {
+    return EncodeCodesByConversion(x, scaler);
+  } else {
+    return EncodeCodesByRounding<kFloat32, kRule, kSignsKnown>(x, scaler, signs);
+  }
 }
 
 // The sign bits of the codes under a scale.

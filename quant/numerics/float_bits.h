@@ -43,6 +43,14 @@ NIBBLE_HD float FloatFromBits(uint32_t bits) {
 #else
 #define NIBBLE_DEVICE_CODE 0
 #endif
+// Whether it has instructions that convert to E2M1. They belong to families of devices, so that
+// only builds for one (100a, 120f) may use them; the condition is that of the toolkit's cuda_fp4.h.
+#if defined(__CUDA_ARCH_FAMILY_SPECIFIC__)
+#define NIBBLE_CONVERTS_E2M1 \
+  (__CUDA_ARCH_FAMILY_SPECIFIC__ >= 1000 && __CUDA_ARCH_FAMILY_SPECIFIC__ < 1300)
+#else
+#define NIBBLE_CONVERTS_E2M1 0
+#endif
 
 #if NIBBLE_DEVICE_CODE
 NIBBLE_HD float AddRn(float a, float b) { return __fadd_rn(a, b); }
@@ -100,6 +108,9 @@ NIBBLE_HD uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
 }
 #endif
 
+NIBBLE_HD float CopySign(float magnitude, float sign) {
+  return FloatFromBits((FloatBits(magnitude) & 0x7FFFFFFFu) | (FloatBits(sign) & 0x80000000u));
+}
 NIBBLE_HD float Min(float a, float b) { return b < a ? b : a; }
 NIBBLE_HD float Max(float a, float b) { return a < b ? b : a; }
 NIBBLE_HD bool IsFinite(float x) { return (FloatBits(x) & 0x7F800000u) != 0x7F800000u; }

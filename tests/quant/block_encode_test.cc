@@ -81,9 +81,10 @@ TEST(BlockEncodeTest, JoinsEveryCodeInEveryPlace) {
 // a few last places is on its side of the tie after any rounding; the ties have four mantissas, and
 // powers of two change nothing.
 TEST(BlockEncodeTest, DividesByEveryMantissa) {
-  const auto count_different = [](int corrections) {
-    return CountDifferent(0x3F800000, 0x40000000, [=](uint32_t bits) {
-      const float d = FloatFromBits(bits), r = ReciprocalInRange(d);
+  const auto count_different = [](int corrections, int exponent) {
+    const uint32_t begin = static_cast<uint32_t>(127 + exponent) << 23;
+    return CountDifferent(begin, begin + (1 << 23), [=](uint32_t bits) {
+      const float d = FloatFromBits(bits), r = ReciprocalRn(d);
       for (float tie : {0.25f, 0.75f, 1.25f, 1.75f}) {
         const uint32_t center = FloatBits(tie * d);
         for (uint32_t at = center - 4; at <= center + 4; ++at) {
@@ -95,8 +96,8 @@ TEST(BlockEncodeTest, DividesByEveryMantissa) {
       return false;
     });
   };
-  EXPECT_EQ(count_different(1), 0);
-  EXPECT_GT(count_different(0), 1 << 20);  // a reciprocal alone does not do
+  for (int exponent : {0, -101, 97}) EXPECT_EQ(count_different(1, exponent), 0) << exponent;
+  EXPECT_GT(count_different(0, 0), 1 << 20);  // a reciprocal alone does not do
 }
 
 // Correctly rounded quotients by the constants of the contract, for every mantissa.
@@ -188,7 +189,11 @@ void ExpectSameCodes(DType dtype, float amax_factor) {
         }
         const BlockCodes expected = CodesByDefinition(x, static_cast<uint8_t>(scale), outer, kRule);
         const BlockCodes actual = EncodeCodes<kFloat32, kRule, false>(x, scaler, {});
-        different += expected.word[0] != actual.word[0] || expected.word[1] != actual.word[1];
+        const BlockCodes converted = EncodeCodesByConversion(x, scaler);
+        for (int i = 0; i < 2; ++i) {
+          different += expected.word[i] != actual.word[i];
+          different += expected.word[i] != converted.word[i];
+        }
         ++compared;
       }
     }

@@ -8,6 +8,7 @@
 #include "base/parallel_for.h"
 #include "gtest/gtest.h"
 #include "quant/numerics/e2m1.h"
+#include "quant/numerics/e2m1_convert.h"
 #include "quant/numerics/e4m3.h"
 #include "quant/numerics/float_bits.h"
 
@@ -63,6 +64,20 @@ TEST(NumericsToolkitTest, E2m1EncodesAllFloats) {
     if (x == 0.0f) expected = 0;
     if (x != x) expected = 7;
     return E2m1Encode(x) != expected;
+  });
+  EXPECT_EQ(outcome.different, 0) << std::hex << outcome.first;
+}
+
+TEST(NumericsToolkitTest, ConvertsAllFloatsToE2m1AsTheInstructionDoes) {
+  const Outcome outcome = ForAllFloats([](float x) {
+    if (FloatBits(x) % 8 != 0) return false;  // eight neighbours at a time
+    float v[8];
+    uint32_t expected = 0;
+    for (uint32_t i = 0; i < 8; ++i) {
+      v[i] = FloatFromBits(FloatBits(x) + i);
+      expected |= uint32_t{__nv_cvt_float_to_fp4(v[i], __NV_E2M1, cudaRoundNearest)} << (4 * i);
+    }
+    return ConvertToE2m1(v) != expected;
   });
   EXPECT_EQ(outcome.different, 0) << std::hex << outcome.first;
 }

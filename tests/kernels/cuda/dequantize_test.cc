@@ -17,7 +17,6 @@ using ::nibble::testing::AllLayouts;
 using ::nibble::testing::CudaTest;
 using ::nibble::testing::Describe;
 using ::nibble::testing::DeviceArray;
-using ::nibble::testing::DeviceHasFree;
 using ::nibble::testing::DevicePackedTensor;
 using ::nibble::testing::RandomPacked;
 using ::nibble::testing::ReplayFromGraph;
@@ -146,34 +145,6 @@ TEST_F(CudaDequantizeTest, WithoutTheGlobalScale) {
       DeviceArray<std::byte> out(expected.size() * DTypeBytes(dtype));
       ASSERT_EQ(LaunchDequantize(dtype, {args, out.get()}, 0, nullptr), cudaSuccess);
       EXPECT_TRUE(SameBytes(ToBytes(expected, dtype), out.Get()));
-    }
-  }
-}
-
-TEST_F(CudaDequantizeTest, MoreThanTwoToThe31Elements) {
-  const int64_t rows = 65552, cols = 32768;
-  if (!DeviceHasFree(rows * cols * 4)) GTEST_SKIP() << "the device has not enough free memory";
-  for (bool swizzled : {false, true}) {
-    const PackedLayout layout = {rows, cols, Scheme::kPerToken, Rule::kRuntime, 448, swizzled};
-    DevicePackedTensor in(layout);
-    DeviceArray<std::byte> out(rows * cols * 2);
-    in.packed.Fill(0x21);
-    in.scale.Fill(0x38);
-    const std::vector<float> maxima = SyntheticValues(Distribution::kUniform, rows, 1);
-    std::vector<float> amax(rows);
-    for (int64_t i = 0; i < rows; ++i) amax[i] = std::abs(maxima[i]);
-    in.amax.Set(amax);
-    ASSERT_EQ(LaunchDequantize(DType::kBf16, {in.args(), out.get()}, 0, nullptr), cudaSuccess);
-    for (int64_t row : {int64_t{0}, int64_t{32767}, int64_t{65535}, int64_t{65536}, rows - 1}) {
-      PackedTensor one({1, cols, Scheme::kPerToken, Rule::kRuntime, 448, false});
-      std::fill(one.packed.begin(), one.packed.end(), uint8_t{0x21});
-      std::fill(one.scale.begin(), one.scale.end(), uint8_t{0x38});
-      one.amax[0] = amax[row];
-      std::vector<std::byte> actual(cols * 2);
-      ASSERT_EQ(
-          cudaMemcpy(actual.data(), out.get() + row * cols * 2, cols * 2, cudaMemcpyDeviceToHost),
-          cudaSuccess);
-      EXPECT_TRUE(SameBytes(Expected(one.view(), DType::kBf16), actual)) << row;
     }
   }
 }

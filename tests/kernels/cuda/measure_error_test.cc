@@ -19,7 +19,6 @@ using ::nibble::testing::AllLayouts;
 using ::nibble::testing::CudaTest;
 using ::nibble::testing::Describe;
 using ::nibble::testing::DeviceArray;
-using ::nibble::testing::DeviceHasFree;
 using ::nibble::testing::DevicePackedTensor;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::RandomPacked;
@@ -194,36 +193,6 @@ TEST_F(CudaMeasureErrorTest, EveryConfigReplaysFromAGraph) {
       EXPECT_TRUE(SameStats(expected, ErrorStats(totals.Get()[0], packed.layout.blocks())));
     }
   }
-}
-
-TEST_F(CudaMeasureErrorTest, MoreThanTwoToThe31Elements) {
-  const int64_t rows = 65552, cols = 32768;
-  if (!DeviceHasFree(rows * cols * 4)) GTEST_SKIP() << "the device has not enough free memory";
-  const PackedLayout layout = {rows, cols, Scheme::kPerTensor, Rule::kRuntime, 448, false};
-  DevicePackedTensor in(layout);
-  DeviceArray<uint16_t> x(rows * cols);
-  DeviceArray<ErrorTotals> totals(1);
-  x.Fill(0x3D);
-  in.packed.Fill(0x21);
-  in.scale.Fill(0x38);
-  const float amax = 100.0f;
-  in.amax.Set({&amax, 1});
-  ASSERT_EQ(LaunchMeasureError(DType::kBf16, {x.get(), in.args(), totals.get()}, 0, nullptr),
-            cudaSuccess);
-  // All rows are alike: the sum of one, doubled up.
-  PackedTensor one({1, cols, Scheme::kPerTensor, Rule::kRuntime, 448, false});
-  std::fill(one.packed.begin(), one.packed.end(), uint8_t{0x21});
-  std::fill(one.scale.begin(), one.scale.end(), uint8_t{0x38});
-  one.amax[0] = amax;
-  const std::vector<uint16_t> values(cols, 0x3D3D);
-  ErrorStats power = *cpu_->MeasureError({values.data(), DType::kBf16, 1, cols}, one.view());
-  ErrorStats expected;
-  for (int64_t left = rows; left > 0; left /= 2) {
-    if (left % 2 == 1) expected.Merge(power);
-    power.Merge(ErrorStats(power));
-  }
-  ASSERT_EQ(expected.count(), rows * cols);
-  EXPECT_TRUE(SameStats(expected, ErrorStats(totals.Get()[0], layout.blocks())));
 }
 
 TEST_F(CudaMeasureErrorTest, RefusesUnknownConfigsAndTypes) {
