@@ -4,6 +4,9 @@
 //   build/release/bench/cpu_bench --benchmark_filter=ScaleSweep
 //
 // CPU timings are noisy: compare within one run, by medians.
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -77,6 +80,30 @@ void RegisterLoop() {
   for (Vector& sum : sums) benchmark::DoNotOptimize(sum);
 }
 
+// Seconds of CPU time that this machine's other programs have had since it started, and seconds
+// that its host kept for others; both 0 where /proc is absent.
+struct OthersTime {
+  double programs = 0, stolen = 0;
+
+  static OthersTime Now() {
+    double user = 0, nice = 0, system = 0, idle, iowait, irq = 0, softirq = 0, stolen = 0;
+    if (std::FILE* file = std::fopen("/proc/stat", "r")) {
+      if (std::fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &user, &nice, &system, &idle,
+                      &iowait, &irq, &softirq, &stolen) != 8) {
+        user = nice = system = irq = softirq = stolen = 0;
+      }
+      std::fclose(file);
+    }
+    rusage own;
+    getrusage(RUSAGE_SELF, &own);
+    const auto seconds = [](const timeval& t) { return t.tv_sec + 1e-6 * t.tv_usec; };
+    const double tick = 1.0 / sysconf(_SC_CLK_TCK);
+    return {(user + nice + system + irq + softirq) * tick - seconds(own.ru_utime) -
+                seconds(own.ru_stime),
+            stolen * tick};
+  }
+};
+
 // How much faster two threads are than one at the same work. The two take turns, and beside every
 // turn a loop over registers does the same: where that gains less than two, the machine gave less
 // than two cores (virtual CPUs may be halves of one), and no program could have gained them.
@@ -91,6 +118,8 @@ class ThreadScaling {
     const MatrixView x = {NormalBf16(rows).data(), DType::kBf16, rows, kCols};
     op(*one, x);
     op(*two, x);
+    const auto start = std::chrono::steady_clock::now();
+    const OthersTime others = OthersTime::Now();
     double before = MachineGain();
     for (int round = 0; round < kRounds; ++round) {
       const double alone = Seconds([&] { op(*one, x); });
@@ -100,6 +129,9 @@ class ThreadScaling {
       gains_.push_back(alone / together);
       before = after;
     }
+    const OthersTime now = OthersTime::Now();
+    seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    others_ = {now.programs - others.programs, now.stolen - others.stolen};
   }
 
   void Print(const std::string& name) const {
@@ -117,6 +149,10 @@ class ThreadScaling {
     print(absl::StrCat("  the ", with_two_cores.size(), " rounds of ", gains_.size(),
                        " in which that gained ", kTwoCores),
           with_two_cores);
+    absl::PrintF("%-58s %9.1f%%\n", "  one CPU's time that other programs took meanwhile",
+                 100 * others_.programs / seconds_);
+    absl::PrintF("%-58s %9.1f%%\n", "  one CPU's time that the machine's host took",
+                 100 * others_.stolen / seconds_);
   }
 
  private:
@@ -131,6 +167,8 @@ class ThreadScaling {
 
   ThreadPool pool_{2};
   std::vector<double> gains_, machine_;
+  OthersTime others_;
+  double seconds_ = 0;
 };
 
 void BM_Sweep(Backend& backend, const MatrixView& x, benchmark::State& state, SweepMethod method) {
