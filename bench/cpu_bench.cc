@@ -4,7 +4,13 @@
 //   build/release/bench/cpu_bench --benchmark_filter=ScaleSweep
 //
 // CPU timings are noisy: compare within one run, by medians.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/parallel_for.h"
 #include "base/status.h"
 #include "benchmark/benchmark.h"
 #include "calib/calibrator.h"
@@ -51,6 +58,120 @@ void Register(const std::string& name, const CpuKernels& kernels, int threads, i
       ->ReportAggregatesOnly();
 }
 
+double Seconds(const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Keeps the vector units of a core busy for about 5 ms, from registers alone.
+void RegisterLoop() {
+  constexpr int kChains = 12;
+  typedef float Vector __attribute__((vector_size(16)));
+  Vector sums[kChains] = {};
+  for (int step = 0; step < 2'000'000; ++step) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) sums[i] = sums[i] * 0.5f + 1.0f;
+  }
+  for (Vector& sum : sums) benchmark::DoNotOptimize(sum);
+}
+
+// Seconds of CPU time that this machine's other programs have had since it started, and seconds
+// that its host kept for others; both 0 where /proc is absent.
+struct OthersTime {
+  double programs = 0, stolen = 0;
+
+  static OthersTime Now() {
+    double user = 0, nice = 0, system = 0, idle, iowait, irq = 0, softirq = 0, stolen = 0;
+    if (std::FILE* file = std::fopen("/proc/stat", "r")) {
+      if (std::fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &user, &nice, &system, &idle,
+                      &iowait, &irq, &softirq, &stolen) != 8) {
+        user = nice = system = irq = softirq = stolen = 0;
+      }
+      std::fclose(file);
+    }
+    rusage own;
+    getrusage(RUSAGE_SELF, &own);
+    const auto seconds = [](const timeval& t) { return t.tv_sec + 1e-6 * t.tv_usec; };
+    const double tick = 1.0 / sysconf(_SC_CLK_TCK);
+    return {(user + nice + system + irq + softirq) * tick - seconds(own.ru_utime) -
+                seconds(own.ru_stime),
+            stolen * tick};
+  }
+};
+
+// How much faster two threads are than one at the same work. The two take turns, and beside every
+// turn a loop over registers does the same: where that gains less than two, the machine gave less
+// than two cores (virtual CPUs may be halves of one), and no program could have gained them.
+class ThreadScaling {
+ public:
+  void Measure(const CpuKernels& kernels, int64_t rows,
+               const std::function<void(Backend&, const MatrixView&)>& op) {
+    // Short rounds, as what the machine gives may change within a tenth of a second.
+    constexpr int kRounds = 101;
+    const auto one = MakeCpuBackendWith(kernels, {.threads = 1});
+    const auto two = MakeCpuBackendWith(kernels, {.threads = 2});
+    const MatrixView x = {NormalBf16(rows).data(), DType::kBf16, rows, kCols};
+    op(*one, x);
+    op(*two, x);
+    const auto start = std::chrono::steady_clock::now();
+    const OthersTime others = OthersTime::Now();
+    double before = MachineGain();
+    for (int round = 0; round < kRounds; ++round) {
+      const double alone = Seconds([&] { op(*one, x); });
+      const double together = Seconds([&] { op(*two, x); });
+      const double after = MachineGain();
+      machine_.push_back(std::min(before, after));
+      gains_.push_back(alone / together);
+      before = after;
+    }
+    const OthersTime now = OthersTime::Now();
+    seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    others_ = {now.programs - others.programs, now.stolen - others.stolen};
+  }
+
+  void Print(const std::string& name) const {
+    constexpr double kTwoCores = 1.9;
+    std::vector<double> with_two_cores;
+    for (size_t i = 0; i < gains_.size(); ++i) {
+      if (machine_[i] >= kTwoCores) with_two_cores.push_back(gains_[i]);
+    }
+    const auto print = [&](const std::string& what, const std::vector<double>& values) {
+      if (values.empty()) return;
+      absl::PrintF("%-58s %10.2f\n", what, Median(values));
+    };
+    print(absl::StrCat("two threads over one, ", name), gains_);
+    print("  the loop over registers beside it", machine_);
+    print(absl::StrCat("  the ", with_two_cores.size(), " rounds of ", gains_.size(),
+                       " in which that gained ", kTwoCores),
+          with_two_cores);
+    absl::PrintF("%-58s %9.1f%%\n", "  one CPU's time that other programs took meanwhile",
+                 100 * others_.programs / seconds_);
+    absl::PrintF("%-58s %9.1f%%\n", "  one CPU's time that the machine's host took",
+                 100 * others_.stolen / seconds_);
+  }
+
+ private:
+  double MachineGain() {
+    const double alone = Seconds([] {
+      RegisterLoop();
+      RegisterLoop();
+    });
+    return alone /
+           Seconds([&] { pool_.ParallelFor(2, 1, [](int64_t, int64_t) { RegisterLoop(); }); });
+  }
+
+  ThreadPool pool_{2};
+  std::vector<double> gains_, machine_;
+  OthersTime others_;
+  double seconds_ = 0;
+};
+
 void BM_Sweep(Backend& backend, const MatrixView& x, benchmark::State& state, SweepMethod method) {
   const auto result = backend.ScaleSweep({method, 448, std::nullopt}, x);
   NIBBLE_CHECK(result.ok());
@@ -58,17 +179,22 @@ void BM_Sweep(Backend& backend, const MatrixView& x, benchmark::State& state, Sw
       static_cast<double>(result->evaluations) / static_cast<double>(result->code.size());
 }
 
+// Into memory that is there, as a serving stack would.
+void QuantizeInto(const QuantizeParams& params, Backend& backend, const MatrixView& x) {
+  static std::map<int64_t, std::unique_ptr<PackedTensor>> outs;
+  auto& out = outs[x.rows];
+  if (!out) out = std::make_unique<PackedTensor>(LayoutOf(params, x.rows, x.cols));
+  MutablePackedView view = out->mutable_view();
+  view.layout = LayoutOf(params, x.rows, x.cols);
+  NIBBLE_CHECK(backend.Quantize(params, x, view).ok());
+}
+
+constexpr int64_t kRows = 4096, kFewRows = 64;  // the slow ones get less work
+
 void RegisterAll() {
-  constexpr int64_t kRows = 4096, kFewRows = 64;  // the slow ones get less work
   const auto quantize = [](const QuantizeParams& params) {
     return [params](Backend& backend, const MatrixView& x, benchmark::State&) {
-      // Into memory that is there, as a serving stack would.
-      static std::map<int64_t, std::unique_ptr<PackedTensor>> outs;
-      auto& out = outs[x.rows];
-      if (!out) out = std::make_unique<PackedTensor>(LayoutOf(params, x.rows, x.cols));
-      MutablePackedView view = out->mutable_view();
-      view.layout = LayoutOf(params, x.rows, x.cols);
-      NIBBLE_CHECK(backend.Quantize(params, x, view).ok());
+      QuantizeInto(params, backend, x);
     };
   };
   const auto sweep = [](SweepMethod method) {
@@ -184,10 +310,17 @@ class MedianReporter : public benchmark::ConsoleReporter {
     absl::PrintF("%-58s %10.1f\n", "pruned sweep over exhaustive sweep, same vectors",
                  pruned / rate(absl::StrCat("ScaleSweepExhaustive/", best, "/1")));
     absl::PrintF("%-58s %10.0f\n", "plain quantize, M weights/s, one thread", plain * 1e-6);
-    absl::PrintF("%-58s %10.2f\n", "two threads over one, pruned sweep",
-                 rate(absl::StrCat("ScaleSweepPruned/", best, "/2")) / pruned);
-    absl::PrintF("%-58s %10.2f\n", "two threads over one, plain quantize",
-                 rate(absl::StrCat("Quantize/", best, "/2")) / plain);
+    const CpuKernels& kernels = *AllSimdKernels().front();
+    constexpr int64_t kScalingRows = 1024;
+    ThreadScaling sweep, quantize;
+    sweep.Measure(kernels, kScalingRows, [](Backend& backend, const MatrixView& x) {
+      NIBBLE_CHECK(backend.ScaleSweep({}, x).ok());
+    });
+    sweep.Print("pruned sweep");
+    quantize.Measure(kernels, kScalingRows, [](Backend& backend, const MatrixView& x) {
+      for (int i = 0; i < 4; ++i) QuantizeInto({}, backend, x);
+    });
+    quantize.Print("plain quantize");
   }
 
  private:

@@ -59,8 +59,8 @@ std::string Place(const TensorFile& in) {
   return absl::StrCat(in.path, ": tensor ", Quoted(in.tensor));
 }
 
-template <typename T>
-std::span<const std::byte> BytesOf(const std::vector<T>& values) {
+template <typename Values>
+std::span<const std::byte> BytesOf(const Values& values) {
   return std::as_bytes(std::span(values));
 }
 

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "base/enum_names.h"
 #include "base/tensor_view.h"
+#include "base/uninitialized_vector.h"
 #include "kernels/tuning/store.h"
 #include "quant/error_stats.h"
 #include "quant/numerics/scale_sweep.h"
@@ -55,9 +56,9 @@ struct MultiplierSearchParams {
 
 // What a search found, one entry per block, row-major.
 struct SweepResult {
-  std::vector<uint8_t> code;     // E4M3, 1..126
-  std::vector<float> best_amax;  // the block amax that the code stands for
-  std::vector<float> loss;
+  UninitializedVector<uint8_t> code;     // E4M3, 1..126
+  UninitializedVector<float> best_amax;  // the block amax that the code stands for
+  UninitializedVector<float> loss;
   float global_amax = 0;    // the g that was used
   int64_t evaluations = 0;  // candidate losses computed, over all blocks
   // Blocks whose runner-up's loss is within 1e-6 of the best, relatively; counted by the exhaustive

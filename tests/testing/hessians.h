@@ -45,12 +45,13 @@ inline constexpr std::array<std::string_view, 10> kEnumNames<testing::Activation
 
 namespace testing {
 
-// x_b x_b^T averaged over tokens, 256 numbers a slice.
-inline std::vector<float> MakeHessians(Activations kind, int64_t slices) {
+// x_b x_b^T averaged over tokens, 256 numbers a slice. Seeds that are neighbours share numbers.
+inline std::vector<float> MakeHessians(Activations kind, int64_t slices, uint64_t seed = 21) {
   const int tokens = kind == Activations::kSingular ? 6 : 64;
   const std::vector<float> noise =
-      SyntheticValues(Distribution::kNormal, slices * tokens * kBlockSize, 21);
-  const std::vector<float> spread = SyntheticValues(Distribution::kNormal, slices * kBlockSize, 22);
+      SyntheticValues(Distribution::kNormal, slices * tokens * kBlockSize, seed);
+  const std::vector<float> spread =
+      SyntheticValues(Distribution::kNormal, slices * kBlockSize, seed + 1);
   const double size = kind == Activations::kHuge   ? 0x1p60
                       : kind == Activations::kTiny ? 0x1p-60
                                                    : 1;

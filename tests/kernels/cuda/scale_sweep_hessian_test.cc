@@ -97,7 +97,18 @@ class CudaScaleSweepHessianTest : public CudaTest {
           loss.Fill(0xEE);
         });
     const SweepCounts counted = counts.Get()[0];
-    return {code.Get(), best_amax.Get(), loss.Get(), g, counted.evaluations, counted.near_ties};
+    SweepResult result;
+    result.global_amax = g;
+    result.evaluations = counted.evaluations;
+    result.near_ties = counted.near_ties;
+    const auto copy = [](const auto& from, auto& to) {
+      const auto values = from.Get();
+      to.assign(values.begin(), values.end());
+    };
+    copy(code, result.code);
+    copy(best_amax, result.best_amax);
+    copy(loss, result.loss);
+    return result;
   }
 };
 
