@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "base/tensor_view.h"
+#include "base/uninitialized_vector.h"
 #include "kernels/backend.h"
 #include "policies/recipe.h"
 #include "quant/packed_tensor.h"
@@ -56,7 +57,8 @@ struct ScaleSet {
   float global_amax = 0;
   int e4m3_max = 448;
   std::optional<FourOverSix> four_over_six = {};
-  std::vector<uint8_t> block_scale;  // one a block, 1..126; empty: the encode chooses (max, 4over6)
+  UninitializedVector<uint8_t>
+      block_scale;  // one a block, 1..126; empty: the encode chooses (max, 4over6)
 
   friend bool operator==(const ScaleSet&, const ScaleSet&) = default;
 };
