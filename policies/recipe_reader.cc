@@ -22,7 +22,8 @@ constexpr int kMostMultipliers = 4096;
 constexpr int64_t kMostLayers = 1'000'000;
 // Loaders invert the stored scale; both must stay far from what float32 cannot hold.
 constexpr double kLeastInputScale = 1e-30, kMostInputScale = 1e30;
-constexpr double kMostHeadroom = 1e6;
+// As calib/activation_calibrators.h has it: beyond, the anchor leaves E4M3's normal range.
+constexpr double kHeadroomMax = 1.75;
 
 // --- Values -------------------------------------------------------------------------------------
 
@@ -261,8 +262,9 @@ absl::Status ReadActivationAlgorithm(const Value& algorithm, ActivationSpec& spe
        {"headroom", Only(ActivationMethod::kHeadroom, method,
                          [&](const Value& value) -> absl::Status {
                            NIBBLE_ASSIGN_OR_RETURN(spec.headroom,
-                                                   ReadNumber(value, "a number from 1e-6 to 1e6",
-                                                              1 / kMostHeadroom, kMostHeadroom));
+                                                   ReadNumber(value, "a number above 0, below 1.75",
+                                                              std::numeric_limits<double>::min(),
+                                                              std::nextafter(kHeadroomMax, 0.0)));
                            return absl::OkStatus();
                          })},
        {"input_scale",

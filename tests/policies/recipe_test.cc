@@ -276,7 +276,9 @@ TEST(LoadRecipeTest, WrongTypesAreRefused) {
       {"weights: {algorithm: {e4m3_max: \"448\"}}", "expected 448 or 256, got the string"},
       {"activations: {algorithm: {method: percentile, percentile: 0}}", "above 0, up to 100"},
       {"activations: {algorithm: {method: percentile, percentile: 100.1}}", "above 0, up to 100"},
-      {"activations: {algorithm: {method: headroom, headroom: -2}}", "from 1e-6 to 1e6"},
+      {"activations: {algorithm: {method: headroom, headroom: -2}}", "above 0, below 1.75"},
+      {"activations: {algorithm: {method: headroom, headroom: 0}}", "above 0, below 1.75"},
+      {"activations: {algorithm: {method: headroom, headroom: 1.75}}", "above 0, below 1.75"},
       {"activations: {algorithm: {method: constant, input_scale: 0}}", "from 1e-30 to 1e30"},
       {"activations: {algorithm: {method: constant, input_scale: 1e-39}}", "from 1e-30 to 1e30"},
       {"activations: {algorithm: {method: constant, input_scale: .nan}}", "from 1e-30 to 1e30"},
@@ -373,13 +375,13 @@ TEST(LoadRecipeTest, UnknownNamesListTheShippedOnes) {
 
 TEST(ExtendsTest, TheChildDecidesKeyByKey) {
   const Files files = {
-      {"x/parent.yaml",
+      {"./x/../x/parent.yaml",
        "metadata: {name: parent, description: d}\n"
        "weights: {algorithm: {method: mse, start: 0.5}}\n"
        "activations: {algorithm: {method: percentile, percentile: 99}}\n"
        "calibration: {sequences: 1, length: 2}\n"
        "rules: [{match: a, use: quantize}]\n"},
-      {"x/child.yaml",
+      {"./x/../x/child.yaml",
        "extends: parent.yaml\n"
        "weights: {algorithm: {stop: 2}}\n"
        "activations: {algorithm: headroom}\n"
@@ -398,7 +400,7 @@ TEST(ExtendsTest, TheChildDecidesKeyByKey) {
   EXPECT_EQ(recipe.calibration, (Recipe::Calibration{1, 3}));
   ASSERT_EQ(recipe.rules.size(), 3u);
   EXPECT_THAT(recipe.rules[0].match, ElementsAre("a"));
-  EXPECT_EQ(recipe.rules[0].place, "x/parent.yaml:5:9");
+  EXPECT_EQ(recipe.rules[0].place, "./x/../x/parent.yaml:5:9");
   EXPECT_THAT(recipe.rules[1].match, ElementsAre("b"));
   EXPECT_THAT(recipe.rules[2].match, ElementsAre("c"));
 }
@@ -520,7 +522,9 @@ TEST(SetTest, ErrorsNameTheKey) {
       {"rules.0.use=keep", "--set rules.0.use: rules: expected a list of rules, got a mapping"},
       {"rules=[{use: kep}]", "--set rules: rules[3].use: expected quantize or keep"},
       {"calibration.length=", "--set calibration.length: expected an integer"},
-      {"calibration.length=[", "--set calibration.length: document: expected YAML"},
+      {"calibration.length=\"a", "--set calibration.length: document: expected YAML"},
+      // yaml-cpp takes an open list at the beginning for a key.
+      {"calibration.length=[1, 2", "--set calibration.length: key: expected a word, got a list"},
       {"calibration.length=\x01", "--set calibration.length: document: expected UTF-8"},
       {"calibration.length=1\n---\n2", "--set calibration.length: document: expected one"},
       {"calibration.length=!!int 1", "--set calibration.length: tag: expected none"},

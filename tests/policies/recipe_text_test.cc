@@ -121,7 +121,7 @@ class RandomRecipes {
         activations.percentile = Between(1e-9, 100);
         break;
       case ActivationMethod::kHeadroom:
-        activations.headroom = Between(1e-6, 1e6);
+        activations.headroom = Between(1e-6, 1.7499);
         break;
       case ActivationMethod::kConstant:
         activations.input_scale = static_cast<float>(Between(1.1e-30, 0.9e30));
