@@ -10,6 +10,7 @@ block scales must be those of the blocks' largest magnitudes (no search, no 4ove
 """
 
 import argparse
+import bisect
 import fnmatch
 import json
 import math
@@ -41,8 +42,8 @@ def float32(x):
 
 def nearest_e4m3(x):
     """Of 0 <= x <= 448, ties to the even code."""
-    best = min(range(127), key=lambda code: (abs(E4M3[code] - x), code & 1))
-    return best
+    above = min(bisect.bisect_left(E4M3, x, 0, 127), 126)
+    return min((above, max(above - 1, 0)), key=lambda code: (abs(E4M3[code] - x), code & 1))
 
 
 class Tensor:

@@ -14,11 +14,18 @@ int main(int argc, char** argv) {
   }
   ModelSize sharded;
   sharded.shards = 3;
+  // The names of Qwen3.5-MoE under a configuration without its linear attention, which this has
+  // not.
+  ModelOnPaper expert_rows = ExpertRowsModel();
+  expert_rows.config["model_type"] = "qwen2_moe";
+  expert_rows.config["architectures"] = {"Qwen2MoeForCausalLM"};
+  expert_rows.config["qkv_bias"] = false;
+  expert_rows.config["num_experts_per_tok"] = 2;
   const std::pair<const char*, ModelOnPaper> models[] = {
       {"llama", LlamaModel(sharded)},
       {"tied", LlamaModel({}, /*tied=*/true)},
       {"qwen3_moe", Qwen3MoeModel(sharded)},
-      {"expert_rows", ExpertRowsModel()},
+      {"expert_rows", expert_rows},
       {"mixtral", MixtralModel()},
       {"deepseek", DeepseekModel(sharded)},
       {"llama4", Llama4Model()},

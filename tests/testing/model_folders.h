@@ -297,7 +297,7 @@ inline ModelOnPaper MixtralModel(const ModelSize& s = {}) {
 // DeepSeek-V3: MLA, a dense first layer, shared experts, and the MTP layer behind the last.
 inline ModelOnPaper DeepseekModel(const ModelSize& s = {}) {
   namespace in = folders_internal;
-  constexpr int64_t kQRank = 48, kKvRank = 32, kRope = 16;
+  constexpr int64_t kQRank = 48, kKvRank = 32, kRope = 16, kNope = 16, kV = 16;
   ModelOnPaper model;
   model.config = in::Config(s, "deepseek_v3", "DeepseekV3ForCausalLM");
   model.config["n_routed_experts"] = s.experts;
@@ -306,6 +306,13 @@ inline ModelOnPaper DeepseekModel(const ModelSize& s = {}) {
   model.config["first_k_dense_replace"] = 1;
   model.config["q_lora_rank"] = kQRank;
   model.config["kv_lora_rank"] = kKvRank;
+  model.config["qk_rope_head_dim"] = kRope;
+  model.config["qk_nope_head_dim"] = kNope;
+  model.config["v_head_dim"] = kV;
+  model.config["num_key_value_heads"] = s.heads;
+  model.config["num_experts_per_tok"] = 2;
+  model.config["n_group"] = 1;
+  model.config["topk_group"] = 1;
   model.config["num_nextn_predict_layers"] = 1;
   model.shards = s.shards;
   in::AddEnds(model, s, "model");
@@ -313,11 +320,11 @@ inline ModelOnPaper DeepseekModel(const ModelSize& s = {}) {
     const std::string p = in::Layer("model", i), attention = p + ".self_attn.";
     model.AddWeight(attention + "q_a_proj.weight", {kQRank, s.hidden}, s.dtype);
     model.AddOnes(attention + "q_a_layernorm.weight", {kQRank}, s.dtype);
-    model.AddWeight(attention + "q_b_proj.weight", {s.hidden, kQRank}, s.dtype);
+    model.AddWeight(attention + "q_b_proj.weight", {s.heads * (kNope + kRope), kQRank}, s.dtype);
     model.AddWeight(attention + "kv_a_proj_with_mqa.weight", {kKvRank + kRope, s.hidden}, s.dtype);
     model.AddOnes(attention + "kv_a_layernorm.weight", {kKvRank}, s.dtype);
-    model.AddWeight(attention + "kv_b_proj.weight", {2 * s.hidden, kKvRank}, s.dtype);
-    model.AddWeight(attention + "o_proj.weight", {s.hidden, s.hidden}, s.dtype);
+    model.AddWeight(attention + "kv_b_proj.weight", {s.heads * (kNope + kV), kKvRank}, s.dtype);
+    model.AddWeight(attention + "o_proj.weight", {s.hidden, s.heads * kV}, s.dtype);
     if (i == 0) {
       in::AddGatedMlp(model, s, p + ".mlp", s.intermediate);
     } else {
