@@ -169,7 +169,13 @@ class Job {
     NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(FolderRequest()));
     output_ = std::move(opened);
     NIBBLE_RETURN_IF_ERROR(TakeUpShards());
-    if (!output_->complete()) {
+    if (output_->complete()) {
+      if (MissingBytes() > 0) {
+        plan_.warnings.push_back(
+            "the run before was killed after its end, so that some errors are not known any more; "
+            "`nibble verify OUT --against MODEL` computes them");
+      }
+    } else {
       NIBBLE_RETURN_IF_ERROR(CheckSpace(output_->path(), MissingBytes()));
       NIBBLE_RETURN_IF_ERROR(RunTasks());
       NIBBLE_RETURN_IF_ERROR(WriteOtherFiles());
@@ -752,11 +758,6 @@ class Job {
       summary.warnings.insert(summary.warnings.end(), shard.warnings.begin(), shard.warnings.end());
     }
     summary.shards = static_cast<int>(shards_.size());
-    if (output_ && output_->complete() && MissingBytes() > 0) {
-      summary.warnings.push_back(
-          "the run before was killed after its end, so that some errors are not known any more; "
-          "`nibble verify OUT --against MODEL` computes them");
-    }
     summary.resumed_shards = resumed_shards_;
     summary.seconds = SecondsSince(start);
     summary.read_seconds = times_.read_seconds;
