@@ -28,6 +28,22 @@ cudaError_t Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
     if (args.scheme == Scheme::kTile2d) {
       QuantizeTilesKernel<T, kMethod, kStochastic, kWarps, kThreadBlocks>
           <<<grid, kWarps * 32, 0, stream>>>(args);
+    } else if constexpr (std::is_same_v<T, Bf16> && (kMethod == EncodeMethod::kFourOverSixMae ||
+                                                     kMethod == EncodeMethod::kFourOverSixMse)) {
+      // Indices of 32 bits, and one stride beyond the last.
+      if (args.scheme == Scheme::kPerTensor && args.encode.rule == Rule::kRuntime &&
+          !args.encode.stochastic && blocks <= int64_t{1} << 31) {
+        if (args.swizzle) {
+          QuantizeFourOverSixKernel<kMethod, true, kWarps, kThreadBlocks>
+              <<<grid, kWarps * 32, 0, stream>>>(args);
+        } else {
+          QuantizeFourOverSixKernel<kMethod, false, kWarps, kThreadBlocks>
+              <<<grid, kWarps * 32, 0, stream>>>(args);
+        }
+      } else {
+        QuantizeBlocksKernel<T, kMethod, kStochastic, kWarps, kBlocksPerThread, kThreadBlocks>
+            <<<grid, kWarps * 32, 0, stream>>>(args);
+      }
     } else {
       QuantizeBlocksKernel<T, kMethod, kStochastic, kWarps, kBlocksPerThread, kThreadBlocks>
           <<<grid, kWarps * 32, 0, stream>>>(args);
