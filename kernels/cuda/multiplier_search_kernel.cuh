@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/multiplier_search_launch.h"
+#include "quant/numerics/block_encode.h"
 
 namespace nibble {
 
@@ -50,14 +51,11 @@ __device__ __forceinline__ int MultiplierCode(float block_amax, float divisor, f
   v = FmaRn(FmaRn(-v, divisor, a), reciprocal, v);
   v = FmaRn(FmaRn(-v, divisor, a), reciprocal, v);
   v = fmaxf(v, kE4m3SmallestSubnormal);
-  uint16_t pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(v));
-  return pair;
+  return static_cast<int>(E4m3EncodeMagnitude(v));
 }
 
-// SweepLoss, approximate to kSweepFilterTolerance; see there. 2^22 * max(v, 1) has its last place
-// at the E2M1 grid's step at v. (Just above 1, as below 2^22 the last place is half a step.)
-// Without kSaturates no element may exceed 6 by more than rounding.
+// SweepLoss, approximate to kSweepFilterTolerance; see there. Without kSaturates no element may
+// exceed 6 by more than rounding.
 template <bool kSaturates>
 __device__ __forceinline__ float MultiplierFilterLoss(const float (&a)[kBlockSize],
                                                       float decode_scale, float reciprocal) {
@@ -66,8 +64,7 @@ __device__ __forceinline__ float MultiplierFilterLoss(const float (&a)[kBlockSiz
   for (int i = 0; i < kBlockSize; ++i) {
     float v = MulRn(a[i], reciprocal);
     if (kSaturates) v = fminf(v, kE2m1Max);
-    const float m = fmaxf(v, 1.0f + 0x1p-22f);
-    const float q = FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, v));
+    const float q = RoundE2m1Unsaturated(v, 1.0f);
     const float d = FmaRn(-q, decode_scale, a[i]);
     sum[i % 2] = FmaRn(d, d, sum[i % 2]);
   }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "kernels/cuda/device_query.h"
 #include "kernels/cuda/quantize_kernel.cuh"
 #include "kernels/cuda/quantize_launch.h"
 
@@ -11,12 +12,8 @@ constexpr int kConfigs = static_cast<int>(std::size(kQuantizeConfigs));
 
 template <typename T, EncodeMethod kMethod, bool kStochastic>
 cudaError_t Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error =
-          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) {
-    return error;
-  }
+  int multiprocessors = 0;
+  if (cudaError_t error = QueryMultiprocessors(&multiprocessors)) return error;
   const int64_t blocks = args.rows * (args.cols / kBlockSize);
   return DispatchIndex<kConfigs>(config, [&](auto index) {
     constexpr int kWarps = kQuantizeConfigs[index].warps;
