@@ -74,7 +74,8 @@ __device__ __forceinline__ float SumF16(const uint32_t (&d)[kBlockSize / 2]) {
 template <ErrorMetric kMetric>
 __device__ __forceinline__ float RoundAndSum(const float (&x)[kBlockSize],
                                              const uint32_t (&h)[kBlockSize / 2], float factor,
-                                             uint32_t worth, uint32_t (&codes)[kBlockSize / 2]) {
+                                             uint32_t worth_high, uint32_t worth_low,
+                                             uint32_t (&codes)[kBlockSize / 2]) {
   uint32_t d[kBlockSize / 2];
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) {
@@ -82,7 +83,8 @@ __device__ __forceinline__ float RoundAndSum(const float (&x)[kBlockSize],
     // half of one rounds, up at a tie.
     codes[j] = TruncateToF16(FmaRn(x[2 * j], factor, 0.0f), FmaRn(x[2 * j + 1], factor, 0.0f)) +
                0x01000100u;
-    d[j] = FmaF16(codes[j] & 0x0E000E00u, worth, h[j]);
+    const uint32_t q = codes[j] & 0x0E000E00u;
+    d[j] = FmaF16(q, worth_low, FmaF16(q, worth_high, h[j]));
   }
   return SumF16<kMetric>(d);
 }
@@ -118,21 +120,20 @@ __device__ __forceinline__ bool EncodeFourOverSix(const BlockWords<Bf16>& words,
       : "=r"(candidates)
       : "f"(MulRn(base, 1.5f)), "f"(base));
   const FilterScale six = scales[candidates & 0x7F];
-  FilterScale four = scales[candidates >> 8 & 0x7F];
-  // The same P for both: that of `four` is half of that of `six`, or the same.
-  if (four.align != six.align) four.worth += 0x0400;
+  const FilterScale four = AlignFilterScale(scales[candidates >> 8 & 0x7F], six);
   float x[kBlockSize];
   UnpackBlock(words, x);
   uint32_t h[kBlockSize / 2], codes6[kBlockSize / 2], codes4[kBlockSize / 2];
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) h[j] = Align(words.word[j], six.align);
-  const float error6 =
-      RoundAndSum<kMetric>(x, h, six.factor, __byte_perm(six.worth, 0, 0x1010), codes6);
-  const float error4 =
-      RoundAndSum<kMetric>(x, h, four.factor, __byte_perm(four.worth, 0, 0x1010), codes4);
+  const auto sum = [&](const FilterScale& scale, uint32_t(&codes)[kBlockSize / 2]) {
+    return RoundAndSum<kMetric>(x, h, scale.factor, __byte_perm(scale.worth, 0, 0x1010),
+                                __byte_perm(scale.worth, 0, 0x3232), codes);
+  };
+  const float error6 = sum(six, codes6), error4 = sum(four, codes4);
   const float difference = SubRn(error6, error4);
   const bool choose_four = difference > 0.0f;
-  const bool ties_up = static_cast<int32_t>(choose_four ? four.worth : six.worth) >= 0;
+  const bool ties_up = (choose_four ? four.limit : six.limit) > 0.0f;
   const uint32_t keep = ties_up ? 0xFFFFFFFFu : 0xFDFFFDFFu;
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) {
@@ -144,9 +145,9 @@ __device__ __forceinline__ bool EncodeFourOverSix(const BlockWords<Bf16>& words,
   out.scale = static_cast<uint8_t>(choose_four ? candidates >> 8 : candidates);
   out.codes = {{JoinWords(codes6), JoinWords(codes6 + 4)}};
   // Equal candidates leave nothing to choose.
-  const bool decided = fabsf(difference) > FilterMargin<kMetric>(error6, error4, amax, six, four) ||
+  const bool decided = fabsf(difference) > FilterMargin<kMetric>(error6, error4, amax, six.align) ||
                        six.factor == four.factor;
-  return decided & (amax < six.limit) & (amax < four.limit);
+  return decided & (amax < fabsf(six.limit)) & (amax < fabsf(four.limit));
 }
 
 }  // namespace nibble

@@ -175,10 +175,9 @@ __global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
   if (args.swizzle) StorePadding(args);
 }
 
-// Encodes and stores a block by the float32 sums of 4over6; false where it takes QuantizeSlowly. A
-// call, so that what it needs does not stay in registers.
+// Encodes and stores a block by the float32 sums of 4over6; false where it takes QuantizeSlowly.
 template <EncodeMethod kMethod>
-__device__ __noinline__ bool QuantizeUndecided(const QuantizeArgs& args, uint32_t block) {
+__device__ __forceinline__ bool QuantizeUndecided(const QuantizeArgs& args, uint32_t block) {
   using E = Encoding<false, kMethod, false>;
   const QuantizeShape shape(args);
   const BlockWords<Bf16> words = LoadWords<Bf16>(args.x, block);
@@ -200,6 +199,12 @@ __device__ __noinline__ void QuantizeOneSlowly(const QuantizeArgs& args, uint32_
   QuantizeSlowly<Bf16, Encoding<false, kMethod, false>>(args, QuantizeShape(args), block);
 }
 
+__device__ __forceinline__ unsigned LanesBelow() {
+  unsigned lanes;
+  asm("mov.u32 %0, %%lanemask_lt;" : "=r"(lanes));
+  return lanes;
+}
+
 // Blocks that wait for as many as a warp has lanes; every lane has the same count.
 class WarpQueue {
  public:
@@ -210,7 +215,7 @@ class WarpQueue {
   __device__ __forceinline__ bool Push(bool whether, uint32_t block) {
     const unsigned lanes = __ballot_sync(0xFFFFFFFFu, whether);
     if (lanes == 0) return false;
-    if (whether) items_[count_ + __popc(lanes & ((1u << threadIdx.x % 32) - 1))] = block;
+    if (whether) items_[count_ + __popc(lanes & LanesBelow())] = block;
     count_ += __popc(lanes);
     __syncwarp();
     return count_ >= 32;

@@ -30,13 +30,16 @@ cudaError_t Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
       // Indices of 32 bits, and one stride beyond the last.
       if (args.scheme == Scheme::kPerTensor && args.encode.rule == Rule::kRuntime &&
           !args.encode.stochastic && blocks <= int64_t{1} << 31) {
-        if (args.swizzle) {
-          QuantizeFourOverSixKernel<kMethod, true, kWarps, kThreadBlocks>
-              <<<grid, kWarps * 32, 0, stream>>>(args);
-        } else {
-          QuantizeFourOverSixKernel<kMethod, false, kWarps, kThreadBlocks>
-              <<<grid, kWarps * 32, 0, stream>>>(args);
-        }
+        // Fewer thread blocks than plain quantization: the filter needs more registers.
+        constexpr int kFilterThreadBlocks = kThreadBlocks * 7 / 8;
+        const auto kernel =
+            args.swizzle ? QuantizeFourOverSixKernel<kMethod, true, kWarps, kFilterThreadBlocks>
+                         : QuantizeFourOverSixKernel<kMethod, false, kWarps, kFilterThreadBlocks>;
+        constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
+        const int64_t filter_grid =
+            std::min<int64_t>((blocks + kPerThreadBlock - 1) / kPerThreadBlock,
+                              int64_t{multiprocessors} * kFilterThreadBlocks);
+        kernel<<<static_cast<unsigned>(filter_grid), kWarps * 32, 0, stream>>>(args);
       } else {
         QuantizeBlocksKernel<T, kMethod, kStochastic, kWarps, kBlocksPerThread, kThreadBlocks>
             <<<grid, kWarps * 32, 0, stream>>>(args);

@@ -24,11 +24,9 @@ enum class FilterTies : uint8_t {
 // P the power of two that brings the worth of the scale's unit between 1/2 and 1.
 struct FilterScale {
   float factor;    // x * factor is in units
-  float limit;     // holds for blocks whose largest magnitude is below; 0: for none
+  float limit;     // holds below this block maximum; 0: never; negative under kDownFromEven
   uint32_t align;  // P * 2^-112 as bf16, twice: a product's bits << 3 are those of x * P in fp16
-  // Low half: -(worth * P) / kCodeUnit as fp16; as a float: a bound of its relative error, negative
-  // under kDownFromEven.
-  uint32_t worth;
+  uint32_t worth;  // -(worth * P) / kCodeUnit as the sum of two fp16, the larger one below
 };
 
 // Whether all bf16 values get the definition's code, which rounds their rounded product to even.
@@ -57,10 +55,6 @@ NIBBLE_HD bool DecidesAsDefinition(float factor, FilterTies ties, float encode_s
   return same;
 }
 
-// The error that a bound leaves room for beside that of the worth: that of the definition's own
-// arithmetic, and of what is below the range of fp16.
-inline constexpr float kFilterSlack = 0x1p-18f;
-
 NIBBLE_HD FilterScale MakeFilterScale(uint32_t scale, const OuterScales& outer) {
   FilterScale none = {1.0f, 0.0f, 0, 0};
   const float amax = outer.context.amax;
@@ -88,39 +82,40 @@ NIBBLE_HD FilterScale MakeFilterScale(uint32_t scale, const OuterScales& outer) 
       if (!DecidesAsDefinition(factor, ties, encode_scale, unit)) return none;
     }
   }
-  const float aligned = FloatFromBits((FloatBits(worth) & 0x7FFFFFu) | 126u << 23);
-  const uint16_t half = F16FromFloat(MulRn(aligned, 1.0f / kCodeUnit));
-  const float difference = Abs(SubRn(MulRn(FloatFromF16(half), kCodeUnit), aligned));
-  // Rounded up; what the half adds to its mantissa below only adds.
-  const uint32_t error =
-      (FloatBits(FmaRn(DivideInRange(difference, aligned), 1.01f, kFilterSlack)) + 0xFFFFu) &
-      0xFFFF0000u;
-  return {factor, MulRn(6.9f, unit), (141 - exponent) << 7 | (141 - exponent) << 23,
-          (ties == FilterTies::kDownFromEven ? 0x80000000u : 0u) | error | half | 0x8000u};
+  const float aligned =
+      -MulRn(FloatFromBits((FloatBits(worth) & 0x7FFFFFu) | 126u << 23), 1.0f / kCodeUnit);
+  const uint32_t high = F16FromFloat(aligned);
+  const uint32_t low = F16FromFloat(SubRn(aligned, FloatFromF16(static_cast<uint16_t>(high))));
+  const float limit = MulRn(6.9f, unit);
+  return {factor, ties == FilterTies::kUp ? limit : -limit,
+          (141 - exponent) << 7 | (141 - exponent) << 23, high | low << 16};
+}
+
+// `scale` with the P of `other`: P is the same or half of it, where scale's code is not less than
+// other's and not more than its double.
+NIBBLE_HD FilterScale AlignFilterScale(FilterScale scale, const FilterScale& other) {
+  if (scale.align != other.align) scale.worth += 0x04000400u;
+  return scale;
 }
 
 // How far apart the computed sums may be from one another though the definition's are not, or are
-// the other way round. `six`, `four`: what MakeFilterScale said of both scales; amax: of the block.
+// the other way round. amax: of the block; align: of its scales.
 //
-// Let T be a candidate's sum in real numbers, h = x * P, s its worth there and e the relative error
-// of s as fp16, u = 2^-11. Codes are the definition's, and fma(q, s(1 + e), -h) is rounded once, so
-// |d'| = |d + e q s| (1 + u). mae: the sum of q s is 16 amax + T at most, three levels of a tree
-// add 3u: |T' - T| <= 16 e amax + (e + 4u)(1 + u) T, and e <= u. mse: the sum of |d| q s is
-// sqrt(T) (4 amax + sqrt(T)) at most, sqrt(T) amax <= 0.13 amax^2 / 2 + T / 0.26, the sum of
-// (q s)^2 is 2 (16 amax^2 + T) at most, two roundings of d and five of sums add 7u. The definition
-// itself is off by no more than JudgeFourOverSix leaves room for, which kFilterSlack covers.
+// Let T be a candidate's sum in real numbers, in multiples of 1 / P, and u = 2^-11 the rounding of
+// fp16. Codes are the definition's, and d = q s - h is rounded twice (its parts in fp16 are exact
+// but for 2^-24 of s and for 2^-22 of h). Beyond that, mae adds a tree of three levels: 5u T in
+// all. mse squares, and adds up four and then two: 9u T. The definition's own sums are as far off
+// as JudgeFourOverSix leaves room for: 2^-15 amax, or 2^-19 amax^2 and 2^-15 T. The rest is below a
+// quarter of what the first terms here are.
 template <ErrorMetric kMetric>
-NIBBLE_HD float FilterMargin(float error6, float error4, float amax, const FilterScale& six,
-                             const FilterScale& four) {
-  const float e6 = Abs(FloatFromBits(six.worth)), e4 = Abs(FloatFromBits(four.worth));
-  const float h = MulRn(MulRn(amax, FloatFromBits(six.align)), 0x1p112f);
+NIBBLE_HD float FilterMargin(float error6, float error4, float amax, uint32_t align) {
+  const float h = MulRn(amax, FloatFromBits(align));  // times 2^-112
   const float both = AddRn(error6, error4);
   if (kMetric == ErrorMetric::kMae) {
-    return FmaRn(MulRn(h, 16.5f), AddRn(e6, e4), MulRn(both, 5.2f * 0x1p-11f));
+    return FmaRn(h, 0x1p112f * 0x1p-13f, MulRn(both, 5.2f * 0x1p-11f));
   }
-  const float worths = FmaRn(e6, error6, MulRn(e4, error4));
-  return FmaRn(MulRn(MulRn(h, h), 0.6f), AddRn(e6, e4),
-               FmaRn(worths, 34.0f, MulRn(both, 7.3f * 0x1p-11f)));
+  const float root = MulRn(h, 0x1p112f * 0x1p-8f);
+  return FmaRn(root, MulRn(root, 0.5f), MulRn(both, 9.3f * 0x1p-11f));
 }
 
 }  // namespace nibble
