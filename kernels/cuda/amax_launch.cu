@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/amax_kernel.cuh"
 #include "kernels/cuda/amax_launch.h"
+#include "kernels/cuda/device_query.h"
 
 namespace nibble {
 
@@ -12,11 +13,8 @@ cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax, 
   if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
   if (cudaError_t error = cudaMemsetAsync(amax, 0, sizeof(*amax), stream)) return error;
   if (blocks == 0) return cudaSuccess;
-  int device = 0, sms = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) {
-    return error;
-  }
+  int sms = 0;
+  if (cudaError_t error = QueryMultiprocessors(&sms)) return error;
   return DispatchInput(dtype, [&](auto type) {
     DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr AmaxConfig kConfig = kAmaxConfigs[index];

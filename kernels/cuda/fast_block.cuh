@@ -77,18 +77,6 @@ __device__ __forceinline__ PackedBlock RotatePacked(T, const float (&in)[kBlockS
   return block;
 }
 
-// -0 becomes 0: code 0 has no sign.
-__device__ __forceinline__ uint32_t WithoutNegativeZero(Bf16, uint32_t word) {
-  uint32_t result;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x3F803F80u), "r"(0u));
-  return result;
-}
-__device__ __forceinline__ uint32_t WithoutNegativeZero(F16, uint32_t word) {
-  uint32_t result;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x3C003C00u), "r"(0u));
-  return result;
-}
-
 // The largest magnitude.
 template <typename T>
 __device__ __forceinline__ float PackedMagnitude(T, const PackedBlock& block) {
@@ -98,25 +86,6 @@ __device__ __forceinline__ float PackedMagnitude(T, const PackedBlock& block) {
     largest = __vimax3_u16x2(largest, block.word[j] & 0x7FFF7FFFu, block.word[j + 1] & 0x7FFF7FFFu);
   }
   return Unpack(T{}, max(largest & 0xFFFFu, largest >> 16)).x;
-}
-
-// Scale codes by the hardware's conversion, which saturates and rounds as E4m3Encode does.
-__device__ __forceinline__ uint32_t E4m3FromFloat(float x) {
-  uint16_t codes;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(0.0f), "f"(x));
-  return codes;
-}
-__device__ __forceinline__ float FloatFromE4m3(uint32_t code) {
-  uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(code)));
-  return Unpack(F16{}, halves).x;
-}
-
-// Of a number between 2^-126 and 2^120, correctly rounded.
-__device__ __forceinline__ float FastReciprocal(float x) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return FmaRn(r, FmaRn(-x, r, 1.0f), r);
 }
 
 // Eight codes from half a block's words. factor: the block's encode scale in units.
@@ -129,11 +98,8 @@ __device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float fac
     const float values[2] = {pair.x, pair.y};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      // As RoundE2m1Unit, less the clamp: nothing here is as large as 7.
-      const float a = MulRn(fabsf(values[half]), factor);
-      const float m = fmaxf(a, (1.0f + 0x1p-22f) * kCodeUnit);
       q[half == 0 ? FirstOf(kPairing, j) : SecondOf(kPairing, j)] =
-          FmaRn(m, 0x1p22f, FmaRn(m, -0x1p22f, a));
+          RoundE2m1Unsaturated(MulRn(values[half], factor), kCodeUnit);
     }
   }
   const uint32_t even = IndexBytes(q[0], q[2], q[4], q[6]);
@@ -199,14 +165,14 @@ __device__ __forceinline__ EncodedBlock EncodeFast(T, PackedBlock block, const F
                                                    float bound, const OuterAmax& outer_amax) {
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) {
-    block.word[j] = WithoutNegativeZero(T{}, block.word[j]);
+    block.word[j] = AddZero(T{}, block.word[j]);  // code 0 has no sign
   }
   const float amax = PackedMagnitude(T{}, block);
-  const uint32_t scale = E4m3FromFloat(MulRn(amax, outer.factor));
+  const uint32_t scale = E4m3EncodeMagnitude(MulRn(amax, outer.factor));
   // Of a scale or an outer scale of 0 only zeros come through the test below: the least magnitude
   // of either type is 2^-133.
-  const float product = fmaxf(MulRn(FloatFromE4m3(scale), outer.decode), 0x1p-126f);
-  const float factor = FastReciprocal(product);
+  const float product = fmaxf(MulRn(E4m3DecodeMagnitude(scale), outer.decode), 0x1p-126f);
+  const float factor = ReciprocalInRange(product);
   if (!(MulRn(amax, factor) < 7 * kCodeUnit)) {
     return EncodeSlowly<kPairing, T>(block, outer_amax(), bound);
   }

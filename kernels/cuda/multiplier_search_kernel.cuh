@@ -51,9 +51,7 @@ __device__ __forceinline__ int MultiplierCode(float block_amax, float divisor, f
   v = FmaRn(FmaRn(-v, divisor, a), reciprocal, v);
   v = FmaRn(FmaRn(-v, divisor, a), reciprocal, v);
   v = fmaxf(v, kE4m3SmallestSubnormal);
-  uint16_t pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(v));
-  return pair;
+  return static_cast<int>(E4m3EncodeMagnitude(v));
 }
 
 // SweepLoss, approximate to kSweepFilterTolerance; see there. Without kSaturates no element may

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/block_encode.cuh"
 #include "kernels/cuda/block_load.cuh"
+#include "kernels/cuda/four_over_six.cuh"
 #include "kernels/cuda/quantize_launch.h"
 #include "quant/swizzle.h"
 
@@ -74,6 +75,14 @@ template <typename E>
 __device__ __forceinline__ uint32_t GivenScale(const QuantizeArgs& args, int64_t block) {
   if (E::kMethod != EncodeMethod::kCheckpoint || args.given_scale == nullptr) return 0;
   return args.given_scale[block];
+}
+
+// Where a block's scale lies.
+__device__ __forceinline__ int64_t ScaleOffset(const QuantizeArgs& args, const QuantizeShape& shape,
+                                               int64_t block) {
+  if (!args.swizzle) return block;
+  const int64_t row = block / shape.columns;
+  return SwizzledOffset(row, block - row * shape.columns, shape.columns);
 }
 
 // Encodes and stores a block in little code, whatever it is.
@@ -164,6 +173,116 @@ __global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
   }
   if (lane < waiting) QuantizeSlowly<T, E>(args, shape, queue[lane]);
   if (args.swizzle) StorePadding(args);
+}
+
+// Encodes and stores a block by the float32 sums of 4over6; false where it takes QuantizeSlowly.
+template <EncodeMethod kMethod>
+__device__ __forceinline__ bool QuantizeUndecided(const QuantizeArgs& args, uint32_t block) {
+  using E = Encoding<false, kMethod, false>;
+  const QuantizeShape shape(args);
+  const BlockWords<Bf16> words = LoadWords<Bf16>(args.x, block);
+  float x[kBlockSize];
+  UnpackBlock(words, x);
+  EncodedBlock encoded;
+  if (!block_encode_internal::EncodeFast<E, false, true>(
+          x, WordSignBytes(words), WordsMagnitude(words), MakeOuter<E>(*args.amax, args.encode),
+          args.encode, int64_t{block} * kBlockSize, 0, encoded)) {
+    return false;
+  }
+  StoreCodes(args, block, encoded.codes);
+  args.scale[ScaleOffset(args, shape, block)] = encoded.scale;
+  return true;
+}
+
+template <EncodeMethod kMethod>
+__device__ __noinline__ void QuantizeOneSlowly(const QuantizeArgs& args, uint32_t block) {
+  QuantizeSlowly<Bf16, Encoding<false, kMethod, false>>(args, QuantizeShape(args), block);
+}
+
+__device__ __forceinline__ unsigned LanesBelow() {
+  unsigned lanes;
+  asm("mov.u32 %0, %%lanemask_lt;" : "=r"(lanes));
+  return lanes;
+}
+
+// Blocks that wait for as many as a warp has lanes; every lane has the same count.
+class WarpQueue {
+ public:
+  // items: 64 of shared memory, this warp's own.
+  __device__ __forceinline__ explicit WarpQueue(uint32_t* items) : items_(items) {}
+
+  // Every lane of the warp calls it together; whether a warp's worth is there.
+  __device__ __forceinline__ bool Push(bool whether, uint32_t block) {
+    const unsigned lanes = __ballot_sync(0xFFFFFFFFu, whether);
+    if (lanes == 0) return false;
+    if (whether) items_[count_ + __popc(lanes & LanesBelow())] = block;
+    count_ += __popc(lanes);
+    __syncwarp();
+    return count_ >= 32;
+  }
+  // Calls process(block) in up to 32 lanes.
+  template <typename Process>
+  __device__ __forceinline__ void Pop(const Process& process) {
+    const uint32_t lane = threadIdx.x % 32, first = count_ >= 32 ? count_ - 32 : 0;
+    const bool own = first + lane < count_;
+    const uint32_t block = items_[first + lane];
+    count_ = first;
+    __syncwarp();
+    process(own, block);
+  }
+
+ private:
+  uint32_t* items_;
+  uint32_t count_ = 0;
+};
+
+// 4over6 of bf16 values by mae or mse, per_tensor, under the runtime rule, rounded to nearest: a
+// thread is a block. Blocks that the filter leaves wait in a queue of their warp until it is full
+// of them, and so do those that float32 sums leave. Threads beyond the end do the last block again.
+template <EncodeMethod kMethod, bool kSwizzle, int kWarps, int kThreadBlocks>
+__global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
+    QuantizeFourOverSixKernel(const __grid_constant__ QuantizeArgs args) {
+  constexpr uint32_t kThreads = kWarps * 32;
+  __shared__ FilterScale scales[128];
+  __shared__ uint32_t queues[2][kWarps][64];
+  const QuantizeShape shape(args);
+  const uint32_t last = static_cast<uint32_t>(shape.blocks - 1);
+  const uint32_t stride = gridDim.x * kThreads;
+  uint32_t next_block = min(blockIdx.x * kThreads + threadIdx.x, last);
+  BlockWords<Bf16> next = LoadWords<Bf16>(args.x, next_block);
+  float encode_scale;
+  {
+    const OuterScales outer = MakeOuter<Encoding<false, kMethod, false>>(*args.amax, args.encode);
+    encode_scale = outer.context.global.encode_scale;
+    for (uint32_t i = threadIdx.x; i < 128; i += kThreads) scales[i] = MakeFilterScale(i, outer);
+  }
+  __syncthreads();
+  WarpQueue undecided(queues[0][threadIdx.x / 32]), slow(queues[1][threadIdx.x / 32]);
+  const auto decide = [&](bool own, uint32_t block) {
+    bool done = true;
+    if (own) done = QuantizeUndecided<kMethod>(args, block);
+    if (slow.Push(!done, block)) {
+      slow.Pop([&](bool, uint32_t rare) { QuantizeOneSlowly<kMethod>(args, rare); });
+    }
+  };
+  for (uint32_t chunk = blockIdx.x * kThreads; chunk <= last; chunk += stride) {
+    const BlockWords<Bf16> words = next;
+    const uint32_t block = next_block;
+    next_block = min(block + stride, last);
+    next = LoadWords<Bf16>(args.x, next_block);
+    EncodedBlock encoded;
+    const bool done = EncodeFourOverSix<MetricOf(kMethod)>(words, encode_scale, scales, encoded);
+    if (done) {
+      StoreCodes(args, block, encoded.codes);
+      args.scale[kSwizzle ? ScaleOffset(args, shape, block) : block] = encoded.scale;
+    }
+    if (undecided.Push(!done, block)) undecided.Pop(decide);
+  }
+  undecided.Pop(decide);
+  slow.Pop([&](bool own, uint32_t block) {
+    if (own) QuantizeOneSlowly<kMethod>(args, block);
+  });
+  if (kSwizzle) StorePadding(args);
 }
 
 // tile_2d: half a warp is a tile, a lane one of its rows.

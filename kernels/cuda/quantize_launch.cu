@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "kernels/cuda/device_query.h"
 #include "kernels/cuda/quantize_kernel.cuh"
 #include "kernels/cuda/quantize_launch.h"
 
@@ -11,12 +12,8 @@ constexpr int kConfigs = static_cast<int>(std::size(kQuantizeConfigs));
 
 template <typename T, EncodeMethod kMethod, bool kStochastic>
 cudaError_t Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error =
-          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) {
-    return error;
-  }
+  int multiprocessors = 0;
+  if (cudaError_t error = QueryMultiprocessors(&multiprocessors)) return error;
   const int64_t blocks = args.rows * (args.cols / kBlockSize);
   return DispatchIndex<kConfigs>(config, [&](auto index) {
     constexpr int kWarps = kQuantizeConfigs[index].warps;
@@ -28,6 +25,25 @@ cudaError_t Launch(const QuantizeArgs& args, int config, cudaStream_t stream) {
     if (args.scheme == Scheme::kTile2d) {
       QuantizeTilesKernel<T, kMethod, kStochastic, kWarps, kThreadBlocks>
           <<<grid, kWarps * 32, 0, stream>>>(args);
+    } else if constexpr (std::is_same_v<T, Bf16> && (kMethod == EncodeMethod::kFourOverSixMae ||
+                                                     kMethod == EncodeMethod::kFourOverSixMse)) {
+      // Indices of 32 bits, and one stride beyond the last.
+      if (args.scheme == Scheme::kPerTensor && args.encode.rule == Rule::kRuntime &&
+          !args.encode.stochastic && blocks <= int64_t{1} << 31) {
+        // Fewer thread blocks than plain quantization: the filter needs more registers.
+        constexpr int kFilterThreadBlocks = kThreadBlocks * 7 / 8;
+        const auto kernel =
+            args.swizzle ? QuantizeFourOverSixKernel<kMethod, true, kWarps, kFilterThreadBlocks>
+                         : QuantizeFourOverSixKernel<kMethod, false, kWarps, kFilterThreadBlocks>;
+        constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
+        const int64_t filter_grid =
+            std::min<int64_t>((blocks + kPerThreadBlock - 1) / kPerThreadBlock,
+                              int64_t{multiprocessors} * kFilterThreadBlocks);
+        kernel<<<static_cast<unsigned>(filter_grid), kWarps * 32, 0, stream>>>(args);
+      } else {
+        QuantizeBlocksKernel<T, kMethod, kStochastic, kWarps, kBlocksPerThread, kThreadBlocks>
+            <<<grid, kWarps * 32, 0, stream>>>(args);
+      }
     } else {
       QuantizeBlocksKernel<T, kMethod, kStochastic, kWarps, kBlocksPerThread, kThreadBlocks>
           <<<grid, kWarps * 32, 0, stream>>>(args);

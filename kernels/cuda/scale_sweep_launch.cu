@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "kernels/cuda/device_query.h"
 #include "kernels/cuda/scale_sweep_kernel.cuh"
 #include "kernels/cuda/scale_sweep_launch.h"
 
@@ -8,24 +9,6 @@ namespace nibble {
 namespace {
 
 constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
-
-struct Device {
-  int major = 0, multiprocessors = 0, shared_bytes = 0;
-};
-
-cudaError_t QueryDevice(Device* device) {
-  int id = 0;
-  if (cudaError_t error = cudaGetDevice(&id)) return error;
-  if (cudaError_t error =
-          cudaDeviceGetAttribute(&device->major, cudaDevAttrComputeCapabilityMajor, id)) {
-    return error;
-  }
-  if (cudaError_t error =
-          cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id)) {
-    return error;
-  }
-  return cudaDeviceGetAttribute(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
-}
 
 }  // namespace
 
@@ -45,8 +28,12 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       }
     }
   }
-  Device device;
-  if (cudaError_t error = QueryDevice(&device)) return error;
+  int major = 0, multiprocessors = 0, shared_bytes = 0;
+  if (cudaError_t error = QueryDevice(cudaDevAttrComputeCapabilityMajor, &major)) return error;
+  if (cudaError_t error = QueryMultiprocessors(&multiprocessors)) return error;
+  if (cudaError_t error = QueryDevice(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes)) {
+    return error;
+  }
   cudaError_t launch_error = cudaSuccess;
   const cudaError_t error = DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
@@ -58,14 +45,14 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       constexpr int kWarps = kScaleSweepConfigs[index].warps;
       constexpr int kBlocksPerThread = kScaleSweepConfigs[index].blocks_per_thread;
       constexpr int kShared = sizeof(ScaleSweepShared<kWarps, kBlocksPerThread>);
-      if (kShared > device.shared_bytes) return false;
+      if (kShared > shared_bytes) return false;
       const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread, encode>;
       launch_error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
       if (launch_error != cudaSuccess) return true;
       constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
-      const int64_t grid = std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock,
-                                             device.multiprocessors);
+      const int64_t grid =
+          std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock, multiprocessors);
       // Starts beside the kernel that makes the tables and waits for it inside, where a device can.
       cudaLaunchAttribute overlap = {};
       overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -76,7 +63,7 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       launch_config.dynamicSmemBytes = kShared;
       launch_config.stream = stream;
       launch_config.attrs = &overlap;
-      launch_config.numAttrs = device.major >= 9 ? 1 : 0;
+      launch_config.numAttrs = major >= 9 ? 1 : 0;
       cudaLaunchKernelEx(&launch_config, kernel, args);
       return true;
     };

@@ -186,6 +186,38 @@ TEST_F(CudaQuantizeTest, EveryMagnitude) {
   }
 }
 
+// What 4over6 finds hard: values on the grid and at its ties, under outer scales that keep them
+// there; both candidates alike or nearly; blocks of one magnitude; everything that the filter for
+// bf16 refuses.
+TEST_F(CudaQuantizeTest, NearTiesOfFourOverSix) {
+  constexpr int64_t kRows = 96, kCols = 1040, kCount = kRows * kCols;
+  constexpr float kGrid[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  constexpr float kTies[] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5, 6};
+  const std::vector<float> normal = SyntheticValues(Distribution::kNormal, kCount, 21);
+  for (int kind = 0; kind < 5; ++kind) {
+    std::vector<float> values = normal;
+    for (int64_t i = 0; i < kCount; ++i) {
+      const float unit = 1.0f + 0.25f * static_cast<float>(i / kBlockSize % 4);
+      const int pick = static_cast<int>((i * 2654435761u >> 7) % 8);
+      const float sign = std::copysign(1.0f, normal[i]);
+      if (kind == 1) values[i] = kGrid[pick] * unit * sign;
+      if (kind == 2) values[i] = (i % kBlockSize == 3 ? 6.0f : kTies[pick]) * unit * sign;
+      if (kind == 3) values[i] = std::round(normal[i] * 2) / 2;
+      if (kind == 4) values[i] = unit * sign;
+    }
+    const Tensor x(values, DType::kBf16, kRows, kCols);
+    for (QuantizeParams params : AllParams()) {
+      if (!params.four_over_six || params.scheme == Scheme::kPerToken) continue;
+      params.swizzle = kind % 2 == 1;
+      ExpectSame(params, x.view);
+      for (float g : {3.0f, 4.375f, 4.5f, 6.0f, 10.5f, 1344.0f, 0x1p16f}) {
+        params.global_amax = g;
+        ExpectSame(params, x.view);
+      }
+    }
+  }
+}
+
 TEST_F(CudaQuantizeTest, GivenScales) {
   for (DType dtype : kInputDTypes) {
     const Tensor x(Distribution::kStudentT5, dtype, 37, 208);
