@@ -17,7 +17,7 @@ struct CopyEncodeConfig {
 
 // Every instantiated shape, for the plain runtime rule of bf16 and fp16 (the others have one). The
 // first is the default.
-inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{2, 8}, {2, 4}, {3, 4}, {3, 2}};
+inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{2, 8}, {2, 4}, {2, 16}};
 
 }  // namespace nibble
 
