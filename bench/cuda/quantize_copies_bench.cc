@@ -112,8 +112,7 @@ void BenchQuantizeCopies() {
     if (ms < least) best_amax = config;
     least = std::min(least, ms);
     Row("copy amax, row and column with RHT" + shape,
-        absl::StrCat(steps, " steps, ", stages, " stages"), ms, 2.0 * kSize,
-        note(ms, 2 * kSize));
+        absl::StrCat(steps, " steps, ", stages, " stages"), ms, 2.0 * kSize, note(ms, 2 * kSize));
   }
   least = 1e9;
   for (int config = 0; config < static_cast<int>(std::size(kCopyEncodeConfigs)); ++config) {
@@ -121,9 +120,8 @@ void BenchQuantizeCopies() {
     if (ms < least) best_encode = config;
     least = std::min(least, ms);
     Row("copy encode, both, per_token, RHT" + shape,
-        absl::StrCat(kCopyEncodeConfigs[config].thread_blocks, " thread blocks, strips of ",
-                     kCopyEncodeConfigs[config].strip_tiles),
-        ms, 2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
+        absl::StrCat("strips of ", kCopyEncodeConfigs[config].strip_tiles), ms,
+        2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
   }
   const auto all = [&](const std::string& what, Copies& of, int64_t made) {
     const double ms = of.AllMs(best_amax, best_encode);

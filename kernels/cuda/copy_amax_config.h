@@ -16,7 +16,7 @@ struct CopyAmaxConfig {
 
 // Every launch shape; no more than three stages fit where elements have four bytes. The first is
 // the default.
-inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{8, 3}, {8, 2}, {4, 3}, {16, 3}, {4, 2}};
+inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{8, 3}, {12, 3}, {24, 3}, {4, 3}, {8, 2}};
 
 }  // namespace nibble
 

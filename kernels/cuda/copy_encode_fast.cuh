@@ -1,6 +1,6 @@
-// Both quantized copies by the plain runtime rule, of bf16 and fp16: fast_block.cuh between loads
+// Both quantized copies by the plain runtime rule, of bf16 and fp16: copy_block.cuh between loads
 // and stores. A thread block walks along a strip of 128 x 128 tiles. Each warp loads the bands of
-// 16 rows that it encodes itself, the next tile's as soon as it has read this one's; warps meet
+// 16 rows that it encodes itself, the next tile's while it works on this one's; warps meet
 // once a tile, where the column-wise codes of all bands are stored together.
 #ifndef NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_
 #define NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_
@@ -187,8 +187,8 @@ __device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
 
 // kRht: of the column-wise copy; the row-wise one is not rotated. strips: of strip_tiles tiles,
 // side by side.
-template <typename T, Rht kRht, int kThreadBlocks>
-__global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
+template <typename T, Rht kRht>
+__global__ void __launch_bounds__(kEncodeThreads, 2)
     CopyEncodeFastKernel(CopyEncodeArgs args, unsigned strips, int strip_tiles) {
   extern __shared__ uint4 shared[];
   FastTile& tile = *reinterpret_cast<FastTile*>(shared);

@@ -56,19 +56,14 @@ cudaError_t LaunchFast(DType dtype, const CopyEncodeArgs& args, int config, cuda
   const unsigned strips = static_cast<unsigned>((args.cols + strip - 1) / strip);
   const int64_t grid = MostTiles(args.rows, args.group_count) * strips;
   const bool rotated = args.column.packed != nullptr && args.column.rht != Rht::kNone;
-  cudaError_t error = cudaSuccess;
   const auto launch = [&](auto type) {
     using T = decltype(type);
-    DispatchIndex<kConfigs>(config, [&](auto index) {
-      constexpr int kThreadBlocks = kCopyEncodeConfigs[index].thread_blocks;
-      error = LaunchWithShared(args.follows_amax,
-                               rotated ? CopyEncodeFastKernel<T, Rht::kSigns, kThreadBlocks>
-                                       : CopyEncodeFastKernel<T, Rht::kNone, kThreadBlocks>,
-                               grid, sizeof(FastTile), stream, args, strips, strip_tiles);
-    });
+    return LaunchWithShared(
+        args.follows_amax,
+        rotated ? CopyEncodeFastKernel<T, Rht::kSigns> : CopyEncodeFastKernel<T, Rht::kNone>, grid,
+        sizeof(FastTile), stream, args, strips, strip_tiles);
   };
-  dtype == DType::kBf16 ? launch(Bf16{}) : launch(F16{});
-  return error;
+  return dtype == DType::kBf16 ? launch(Bf16{}) : launch(F16{});
 }
 
 }  // namespace

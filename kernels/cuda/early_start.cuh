@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "quant/numerics/float_bits.h"
 
 namespace nibble {
