@@ -56,12 +56,14 @@ class Copies {
   double EncodeMs(int config) {
     return MedianMs([&](int run) {
       encode_.x = x_[run];
+      encode_.follows_amax = false;
       return LaunchCopyEncode(DType::kBf16, encode_, config, nullptr);
     });
   }
   double AllMs(int amax_config, int encode_config) {
     return MedianMs([&](int run) {
       amax_.x = encode_.x = x_[run];
+      encode_.follows_amax = true;
       if (group_count_ > 1) {
         const cudaError_t error = LaunchPlanRowGroups(As<int64_t>(group_rows_), group_count_,
                                                       As<RowGroup>(starts_), nullptr);
@@ -105,13 +107,12 @@ void BenchQuantizeCopies() {
   int best_amax = 0, best_encode = 0;
   double least = 1e9;
   for (int config = 0; config < static_cast<int>(std::size(kCopyAmaxConfigs)); ++config) {
-    const auto [steps, thread_blocks] = kCopyAmaxConfigs[config];
+    const auto [steps, stages] = kCopyAmaxConfigs[config];
     const double ms = copies.AmaxMs(config);
     if (ms < least) best_amax = config;
     least = std::min(least, ms);
     Row("copy amax, row and column with RHT" + shape,
-        absl::StrCat(steps, " steps, ", thread_blocks, " thread blocks"), ms, 2.0 * kSize,
-        note(ms, 2 * kSize));
+        absl::StrCat(steps, " steps, ", stages, " stages"), ms, 2.0 * kSize, note(ms, 2 * kSize));
   }
   least = 1e9;
   for (int config = 0; config < static_cast<int>(std::size(kCopyEncodeConfigs)); ++config) {
@@ -119,9 +120,8 @@ void BenchQuantizeCopies() {
     if (ms < least) best_encode = config;
     least = std::min(least, ms);
     Row("copy encode, both, per_token, RHT" + shape,
-        absl::StrCat(kCopyEncodeConfigs[config].thread_blocks, " thread blocks, strips of ",
-                     kCopyEncodeConfigs[config].strip_tiles),
-        ms, 2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
+        absl::StrCat("strips of ", kCopyEncodeConfigs[config].strip_tiles), ms,
+        2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
   }
   const auto all = [&](const std::string& what, Copies& of, int64_t made) {
     const double ms = of.AllMs(best_amax, best_encode);

@@ -11,6 +11,7 @@
 #include "kernels/cuda/accumulate_hessian_launch.h"
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/block_load.cuh"
+#include "kernels/cuda/warp.cuh"
 #include "quant/numerics/hessian_sum.h"
 
 namespace nibble {
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kHessianTotalThreads)
 #pragma unroll
     for (int m = 0; m < half; ++m) lanes[m] = AddRn(lanes[m], lanes[m + half]);
   }
-  const float total = AddRn(lanes[0], __shfl_xor_sync(0xFFFFFFFFu, lanes[0], 1));
+  const float total = AddRn(lanes[0], __shfl_xor_sync(kWholeWarp, lanes[0], 1));
   // The even thread has (i, j), the odd one (j, i).
   if (threadIdx.x >= 2 * kHessianEntries) return;
   const int i = HessianEntryRow(e), j = HessianEntryColumn(e);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/magnitude.cuh"
+#include "kernels/cuda/warp.cuh"
 
 namespace nibble {
 
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
   }
   for (int64_t i = tile + threadIdx.x; i < vectors; i += kThreads) consider(__ldg(x + i));
   __shared__ uint32_t of_warp[kWarps];
-  largest = __reduce_max_sync(0xFFFFFFFFu, M::Largest(largest));
+  largest = __reduce_max_sync(kWholeWarp, M::Largest(largest));
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = largest;
   __syncthreads();
   if (threadIdx.x != 0) return;

@@ -27,6 +27,13 @@ __device__ __forceinline__ void CopyAsync16(unsigned shared, const void* global)
                : "memory");
 }
 
+// The same, or 16 zeros where `valid` is false.
+__device__ __forceinline__ void CopyAsync16(unsigned shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+
 // Makes one group of the copies started since the last one.
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -7,15 +7,16 @@
 namespace nibble {
 
 struct CopyAmaxConfig {
-  int steps;          // strips of 128 columns that a warp walks through
-  int thread_blocks;  // resident on a multiprocessor, at least: bounds the registers
+  int steps;   // strips of 128 columns that a warp walks through
+  int stages;  // of those, that are on their way or worked on
 
-  static constexpr ConfigField<CopyAmaxConfig> kFields[] = {
-      {"steps", &CopyAmaxConfig::steps}, {"thread_blocks", &CopyAmaxConfig::thread_blocks}};
+  static constexpr ConfigField<CopyAmaxConfig> kFields[] = {{"steps", &CopyAmaxConfig::steps},
+                                                            {"stages", &CopyAmaxConfig::stages}};
 };
 
-// Every instantiated shape. The first is the default.
-inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{8, 3}, {4, 3}, {4, 2}};
+// Every launch shape; no more than three stages fit where elements have four bytes. The first is
+// the default.
+inline constexpr CopyAmaxConfig kCopyAmaxConfigs[] = {{8, 3}, {12, 3}, {24, 3}, {4, 3}, {8, 2}};
 
 }  // namespace nibble
 

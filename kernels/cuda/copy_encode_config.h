@@ -7,17 +7,15 @@
 namespace nibble {
 
 struct CopyEncodeConfig {
-  int thread_blocks;  // resident on a multiprocessor, at least: bounds the registers
-  int strip_tiles;    // of 128 x 128 elements, that a thread block takes one after another
+  int strip_tiles;  // of 128 x 128 elements, that a thread block takes one after another
 
   static constexpr ConfigField<CopyEncodeConfig> kFields[] = {
-      {"thread_blocks", &CopyEncodeConfig::thread_blocks},
       {"strip_tiles", &CopyEncodeConfig::strip_tiles}};
 };
 
-// Every instantiated shape, for the plain runtime rule of bf16 and fp16 (the others have one). The
+// Every launch shape, for the plain runtime rule of bf16 and fp16 (the others have one). The
 // first is the default.
-inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{2, 8}, {2, 4}, {3, 4}, {3, 2}};
+inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{8}, {4}, {12}, {24}};
 
 }  // namespace nibble
 

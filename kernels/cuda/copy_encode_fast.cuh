@@ -1,14 +1,17 @@
-// Both quantized copies by the plain runtime rule, of bf16 and fp16: fast_block.cuh between loads
+// Both quantized copies by the plain runtime rule, of bf16 and fp16: copy_block.cuh between loads
 // and stores. A thread block walks along a strip of 128 x 128 tiles. Each warp loads the bands of
-// 16 rows that it encodes itself, the next tile's as soon as it has read this one's; warps meet
+// 16 rows that it encodes itself, the next tile's while it works on this one's; warps meet
 // once a tile, where the column-wise codes of all bands are stored together.
 #ifndef NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_
 #define NIBBLE_KERNELS_CUDA_COPY_ENCODE_FAST_CUH_
 
 #include <cstdint>
 
+#include "kernels/cuda/async_copy.cuh"
+#include "kernels/cuda/copy_block.cuh"
 #include "kernels/cuda/copy_encode_kernel.cuh"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/early_start.cuh"
 #include "kernels/cuda/fast_block.cuh"
 #include "kernels/cuda/row_groups.cuh"
 
@@ -43,8 +46,8 @@ struct FastStage {
 // Four bytes a thread hold two columns of a row, 64 columns a warp.
 struct FastTile {
   static constexpr int kChunks = kTileColumns / 8;  // 16 bytes each, of a row
-  uint4 x[kTileRows * kChunks];
-  FastStage stage[2];  // while one is stored the other is filled
+  uint4 x[2][kTileRows * kChunks];                  // one is encoded, the next is on its way
+  FastStage stage[2];                               // while one is stored the other is filled
   FastOuters row_outers;
 
   // Permuted so that neither 8 neighbours of a row nor every second of them share a bank.
@@ -65,6 +68,7 @@ class ScaleCursor {
     const int r = swizzle ? t % 4 * 32 + t / 4 : t;
     word_ = 2 * r;
     words_ = swizzle || blocks % 4 == 0;
+    eight_ = !swizzle && blocks % 8 == 0 && reinterpret_cast<uintptr_t>(to) % 8 == 0;
     second_ = swizzle ? 512 : 4;
     to_ = to + (swizzle ? SwizzledOffset(row + r, block, blocks) : (row + r) * blocks + block);
     step_ = swizzle ? row_step / kTileRows * SwizzledBytes(kTileRows, blocks) + block_step / 4 * 512
@@ -78,7 +82,9 @@ class ScaleCursor {
   __device__ __forceinline__ void Store(const uint32_t* scale) {
     if (rows_left_ > 0) {
       const uint2 words = *reinterpret_cast<const uint2*>(scale + word_);
-      if (words_) {
+      if (eight_) {
+        if (blocks_left_ > 0) *reinterpret_cast<uint2*>(to_) = words;
+      } else if (words_) {
         if (blocks_left_ > 0) *reinterpret_cast<uint32_t*>(to_) = words.x;
         if (blocks_left_ > 4) *reinterpret_cast<uint32_t*>(to_ + second_) = words.y;
       } else {
@@ -96,33 +102,44 @@ class ScaleCursor {
   uint8_t* to_;
   int64_t step_;
   int row_step_, block_step_, rows_left_, blocks_left_, word_, second_;
-  bool words_;
+  bool eight_, words_;
 };
 
 // A band's row-wise blocks; packed: where the thread's first block goes.
 template <typename T>
 __device__ __forceinline__ void EncodeRowsFast(const EncodedCopy& copy, const FastTile& tile,
-                                               int band, int lane, uint2* packed, int64_t four_rows,
-                                               int rows_left, bool has_column, uint32_t* scale) {
+                                               const uint4* x, int band, int lane, uint2* packed,
+                                               int64_t four_rows, int rows_left, bool has_column,
+                                               uint32_t* scale) {
   const bool per_token = copy.scheme == Scheme::kPerToken;
   const int b = lane % kTileBlocks, first_row = band * kBlockSize + lane / kTileBlocks;
   uint8_t* scales = reinterpret_cast<uint8_t*>(scale) + first_row * kTileBlocks + b;
-  const uint4* x = tile.x + first_row * FastTile::kChunks;
+  const uint4* from = x + first_row * FastTile::kChunks;
   const int place = FastTile::Chunk(2 * b);
-#pragma unroll 2
-  for (int i = 0; i < kBlocksEach; ++i) {
-    const uint4 low = x[place], high = x[place ^ 1];
-    const PackedBlock block = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
-    const int outer = per_token ? first_row + 4 * i : 0;
-    const EncodedBlock encoded = EncodeFast<Pairing::kNeighbours>(
-        T{}, block, tile.row_outers.outer[outer], copy.encode.bound,
-        [&] { return tile.row_outers.amax[outer]; });
-    const bool valid = has_column && first_row + 4 * i < rows_left;
-    *scales = valid ? encoded.scale : 0;
-    if (valid) *packed = {encoded.codes.word[0], encoded.codes.word[1]};
-    x += 4 * FastTile::kChunks;
-    scales += 4 * kTileBlocks;
-    packed += four_rows;
+#pragma unroll 1
+  for (int i = 0; i < kBlocksEach; i += 2) {
+    PackedBlock blocks[2];
+    FastOuter outers[2];
+    const auto outer_of = [&](int k) { return per_token ? first_row + 4 * (i + k) : 0; };
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint4 low = from[place], high = from[place ^ 1];
+      blocks[k] = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+      outers[k] = tile.row_outers.outer[outer_of(k)];
+      from += 4 * FastTile::kChunks;
+    }
+    EncodedBlock encoded[2];
+    EncodeTwo<Pairing::kNeighbours>(
+        T{}, blocks, outers, copy.encode.bound,
+        [&](int k) { return tile.row_outers.amax[outer_of(k)]; }, encoded);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const bool valid = has_column && first_row + 4 * (i + k) < rows_left;
+      *scales = valid ? encoded[k].scale : 0;
+      if (valid) *packed = {encoded[k].codes.word[0], encoded[k].codes.word[1]};
+      scales += 4 * kTileBlocks;
+      packed += four_rows;
+    }
   }
 }
 
@@ -135,13 +152,14 @@ __device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
   const int second = copy.scheme == Scheme::kPerToken ? 32 : 0;
   const int place = FastStage::Codes(c, band);
   uint8_t* scales = reinterpret_cast<uint8_t*>(stage.scale[kColumnwise]) + c * kTileBlocks + band;
+  PackedBlock blocks[2];
+  FastOuter outers[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    PackedBlock block;
     if constexpr (kRht == Rht::kNone) {
 #pragma unroll
       for (int j = 0; j < kBlockSize / 2; ++j) {
-        block.word[j] =
+        blocks[i].word[j] =
             PermuteBytes(raw[FirstOf(Pairing::kInterleaved, j)],
                          raw[SecondOf(Pairing::kInterleaved, j)], i == 0 ? 0x5410 : 0x7632);
       }
@@ -152,20 +170,25 @@ __device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
         const float2 pair = Unpack(T{}, raw[r]);
         x[r] = i == 0 ? pair.x : pair.y;
       }
-      block = RotatePacked<kRht>(T{}, x);
+      blocks[i] = RotatePacked<kRht>(T{}, x);
     }
-    const EncodedBlock encoded = EncodeFast<Pairing::kInterleaved>(
-        T{}, block, stage.column_outers.outer[outer + i * second], copy.encode.bound,
-        [&] { return stage.column_outers.amax[outer + i * second]; });
-    scales[i * kTileBlocks] = exist ? encoded.scale : 0;
-    stage.codes[place ^ (i * kTileBlocks)] = {encoded.codes.word[0], encoded.codes.word[1]};
+    outers[i] = stage.column_outers.outer[outer + i * second];
+  }
+  EncodedBlock encoded[2];
+  EncodeTwo<Pairing::kInterleaved>(
+      T{}, blocks, outers, copy.encode.bound,
+      [&](int i) { return stage.column_outers.amax[outer + i * second]; }, encoded);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    scales[i * kTileBlocks] = exist ? encoded[i].scale : 0;
+    stage.codes[place ^ (i * kTileBlocks)] = {encoded[i].codes.word[0], encoded[i].codes.word[1]};
   }
 }
 
 // kRht: of the column-wise copy; the row-wise one is not rotated. strips: of strip_tiles tiles,
 // side by side.
-template <typename T, Rht kRht, int kThreadBlocks>
-__global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
+template <typename T, Rht kRht>
+__global__ void __launch_bounds__(kEncodeThreads, 2)
     CopyEncodeFastKernel(CopyEncodeArgs args, unsigned strips, int strip_tiles) {
   extern __shared__ uint4 shared[];
   FastTile& tile = *reinterpret_cast<FastTile*>(shared);
@@ -175,7 +198,10 @@ __global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
   // From the end: what the maxima read last may still be cached.
   const unsigned index = gridDim.x - 1 - blockIdx.x;
   const RowTile rows = FindRowTile(args.groups, args.group_count, args.rows, index / strips);
-  if (rows.group_rows == 0) return;
+  if (rows.group_rows == 0) {
+    AwaitPreviousKernel();
+    return;
+  }
   const int rows_left = static_cast<int>(min(int64_t{kTileRows}, rows.group_rows - rows.row));
   const int64_t first_row = rows.group_row + rows.row;
   const int64_t first_column = static_cast<int64_t>(index % strips) * strip_tiles * kTileColumns;
@@ -189,30 +215,36 @@ __global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
   const int load_chunk = lane % FastTile::kChunks;
   const uint4* load_from = static_cast<const uint4*>(args.x) +
                            ((first_row + load_row) * args.cols + first_column) / 8 + load_chunk;
-  uint4* const load_to = tile.x + load_row * FastTile::kChunks + FastTile::Chunk(load_chunk);
-  const auto load = [&] {
+  const unsigned load_to =
+      SharedAddress(tile.x[0]) + 16 * (load_row * FastTile::kChunks + FastTile::Chunk(load_chunk));
+  const auto load = [&](int s, int cols) {
     const uint4* from = load_from;
 #pragma unroll
     for (int i = 0; i < kBlockSize / 2; ++i) {
-      CopyChunkAsync(load_to + i * 2 * FastTile::kChunks, from,
-                     load_row + 2 * i < rows_left && 8 * load_chunk < cols_left);
+      CopyAsync16(load_to + 16 * (s % 2 * kTileRows + i * 2) * FastTile::kChunks, from,
+                  load_row + 2 * i < rows_left && 8 * load_chunk < cols);
       from += args.cols / 4;
     }
     load_from += FastTile::kChunks;
+    CommitCopies();
   };
-  load();
+  load(0, cols_left);
+  AwaitPreviousKernel();  // which makes the maxima
 
-  // The column-wise copy's outer scales of the s-th tile.
+  // The column-wise copy's outer scales of the s-th tile, in two steps, since memory is slow.
   const bool column_per_token = column.scheme == Scheme::kPerToken;
-  const auto make_column_outers = [&](int s) {
-    if (!has_column || t >= (column_per_token ? kTileColumns : 1)) return;
+  const bool makes_outer = has_column && t < (column_per_token ? kTileColumns : 1);
+  const auto load_column_amax = [&](int s) {
     const int64_t c = first_column + s * kTileColumns + t;
     const int64_t place = column_per_token ? rows.group * args.cols + c : rows.group;
-    tile.stage[s % 2].column_outers.Set(column_per_token ? FastStage::Outer(t) : 0,
-                                        c < args.cols ? column.amax[place] : 0.0f,
+    return makes_outer && c < args.cols ? column.amax[place] : 0.0f;
+  };
+  const auto make_column_outers = [&](int s, float amax) {
+    if (!makes_outer) return;
+    tile.stage[s % 2].column_outers.Set(column_per_token ? FastStage::Outer(t) : 0, amax,
                                         column.encode.bound);
   };
-  make_column_outers(0);
+  make_column_outers(0, load_column_amax(0));
   const bool row_per_token = row.scheme == Scheme::kPerToken;
   const int outer_row = t - kTileColumns;
   if (has_row && outer_row >= 0 && outer_row < (row_per_token ? rows_left : 1)) {
@@ -245,16 +277,18 @@ __global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
   const bool band_exists = band * kBlockSize < rows_left;
   for (int s = 0; cols_left > 0; ++s) {
     FastStage& stage = tile.stage[s % 2];
-    WaitForCopies();
+    WaitForCopies<0>();
     __syncwarp();
+    if (cols_left > kTileColumns) load(s + 1, cols_left - kTileColumns);
+    const float next_amax = cols_left > kTileColumns ? load_column_amax(s + 1) : 0.0f;
     if (has_row && band_exists) {
-      EncodeRowsFast<T>(row, tile, band, lane, row_packed, 4 * row_blocks, rows_left,
+      EncodeRowsFast<T>(row, tile, tile.x[s % 2], band, lane, row_packed, 4 * row_blocks, rows_left,
                         lane % kTileBlocks * kBlockSize < cols_left, stage.scale[kRowwise]);
     } else {
       stage.scale[kRowwise][t] = 0;
     }
     const uint32_t* words =
-        reinterpret_cast<const uint32_t*>(tile.x + band * kBlockSize * FastTile::kChunks);
+        reinterpret_cast<const uint32_t*>(tile.x[s % 2] + band * kBlockSize * FastTile::kChunks);
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       const int c = half * 64 + 2 * lane;
@@ -262,12 +296,6 @@ __global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
 #pragma unroll
       for (int r = 0; r < kBlockSize; ++r) {
         raw[r] = words[(r * FastTile::kChunks + FastTile::Chunk(c / 8)) * 4 + lane % 4];
-      }
-      if (half == 1) {  // all of the tile is in registers: the next one may come
-        __syncwarp();
-        cols_left -= kTileColumns;
-        if (cols_left > 0) load();
-        cols_left += kTileColumns;
       }
       if (has_column && band_exists) {
         EncodeColumnsFast<T, kRht>(column, raw, band, c, c < cols_left, stage);
@@ -277,7 +305,7 @@ __global__ void __launch_bounds__(kEncodeThreads, kThreadBlocks)
         zeros[0] = zeros[kTileBlocks] = 0;
       }
     }
-    if (cols_left > kTileColumns) make_column_outers(s + 1);
+    if (cols_left > kTileColumns) make_column_outers(s + 1, next_amax);
     __syncthreads();
     if (stores_row_scales ? has_row : has_column) {
       scales.Store(stage.scale[stores_row_scales ? kRowwise : kColumnwise]);

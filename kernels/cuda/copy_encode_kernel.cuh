@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/block_encode.cuh"
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/copy_encode_launch.h"
@@ -88,14 +89,6 @@ struct EncodeTile {
   }
 };
 
-// Copies 16 bytes into shared memory, or as many zeros.
-__device__ __forceinline__ void CopyChunkAsync(uint4* to, const uint4* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(valid ? 16 : 0));
-}
-__device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
 // Where a tile lies: rows counted from the group's first.
 struct TilePlace {
   RowTile rows;
@@ -119,8 +112,8 @@ __device__ __forceinline__ void LoadTile(const void* x, const TilePlace& place, 
     const int r = warp * kBlockSize + (i * 32 + lane) / Tile::kChunks;
     const int chunk = (i * 32 + lane) % Tile::kChunks;
     const bool valid = place.HasRow(r) && place.HasColumn(chunk * Tile::kOfChunk);
-    CopyChunkAsync(&tile.x[Tile::Chunk(r, chunk)], valid ? from + r * row_chunks + chunk : from,
-                   valid);
+    CopyAsync16(SharedAddress(&tile.x[Tile::Chunk(r, chunk)]),
+                valid ? from + r * row_chunks + chunk : from, valid);
   }
 }
 
@@ -268,7 +261,8 @@ __global__ void __launch_bounds__(kEncodeThreads, 2)
   } else {
     MakeOuters<T, E>(args.column, kColumnwise, place, threadIdx.x - kTileRows, tile);
   }
-  WaitForCopies();
+  CommitCopies();
+  WaitForCopies<0>();
   __syncthreads();
   if (args.row.packed != nullptr) EncodeRows<T, E>(args.row, place, warp, lane, tile);
   if (args.column.packed != nullptr) EncodeColumns<T, E>(args.column, place, warp, lane, tile);

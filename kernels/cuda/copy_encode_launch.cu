@@ -3,6 +3,7 @@
 #include "kernels/cuda/copy_encode_fast.cuh"
 #include "kernels/cuda/copy_encode_kernel.cuh"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/early_start.cuh"
 
 namespace nibble {
 namespace {
@@ -10,11 +11,14 @@ namespace {
 constexpr int kConfigs = static_cast<int>(std::size(kCopyEncodeConfigs));
 constexpr int kMethods = 5;
 
-template <typename... Args>
-void LaunchWithShared(void (*kernel)(Args...), int64_t grid, int shared, cudaStream_t stream,
-                      const Args&... args) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  kernel<<<static_cast<unsigned>(grid), kEncodeThreads, shared, stream>>>(args...);
+template <typename... Parameters, typename... Args>
+cudaError_t LaunchWithShared(bool early, void (*kernel)(Parameters...), int64_t grid, int shared,
+                             cudaStream_t stream, const Args&... args) {
+  if (cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) {
+    return error;
+  }
+  return Launch(early, kernel, grid, kEncodeThreads, shared, stream, args...);
 }
 
 cudaError_t LaunchAny(DType dtype, EncodeMethod method, const CopyEncodeArgs& args,
@@ -22,14 +26,16 @@ cudaError_t LaunchAny(DType dtype, EncodeMethod method, const CopyEncodeArgs& ar
   const unsigned column_tiles =
       static_cast<unsigned>((args.cols + kTileColumns - 1) / kTileColumns);
   const int64_t grid = MostTiles(args.rows, args.group_count) * column_tiles;
-  return DispatchInput(dtype, [&](auto type) {
+  cudaError_t error = cudaSuccess;
+  const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
     DispatchIndex<kMethods>(static_cast<int>(method), [&](auto index) {
       constexpr EncodeMethod kMethod = static_cast<EncodeMethod>(int{index});
-      LaunchWithShared(CopyEncodeKernel<T, kMethod>, grid, sizeof(EncodeTile<T>), stream, args,
-                       column_tiles);
+      error = LaunchWithShared(false, CopyEncodeKernel<T, kMethod>, grid, sizeof(EncodeTile<T>),
+                               stream, args, column_tiles);
     });
   });
+  return error != cudaSuccess ? error : dispatched;
 }
 
 bool IsFast(const EncodedCopy& copy) {
@@ -52,15 +58,12 @@ cudaError_t LaunchFast(DType dtype, const CopyEncodeArgs& args, int config, cuda
   const bool rotated = args.column.packed != nullptr && args.column.rht != Rht::kNone;
   const auto launch = [&](auto type) {
     using T = decltype(type);
-    DispatchIndex<kConfigs>(config, [&](auto index) {
-      constexpr int kThreadBlocks = kCopyEncodeConfigs[index].thread_blocks;
-      LaunchWithShared(rotated ? CopyEncodeFastKernel<T, Rht::kSigns, kThreadBlocks>
-                               : CopyEncodeFastKernel<T, Rht::kNone, kThreadBlocks>,
-                       grid, sizeof(FastTile), stream, args, strips, strip_tiles);
-    });
+    return LaunchWithShared(
+        args.follows_amax,
+        rotated ? CopyEncodeFastKernel<T, Rht::kSigns> : CopyEncodeFastKernel<T, Rht::kNone>, grid,
+        sizeof(FastTile), stream, args, strips, strip_tiles);
   };
-  dtype == DType::kBf16 ? launch(Bf16{}) : launch(F16{});
-  return cudaGetLastError();
+  return dtype == DType::kBf16 ? launch(Bf16{}) : launch(F16{});
 }
 
 }  // namespace

@@ -35,6 +35,9 @@ struct CopyEncodeArgs {
   int64_t cols = 0;                  // a multiple of 16
   const RowGroup* groups = nullptr;  // group_count + 1 of them; null where the matrix is one
   int group_count = 1;
+  // The stream's last work is LaunchCopyAmax on this x and these groups: encoding may begin before
+  // that has ended.
+  bool follows_amax = false;
   EncodedCopy row;     // tile_2d: the groups' rows are multiples of 16
   EncodedCopy column;  // the groups' rows are multiples of 16
 };

@@ -32,6 +32,13 @@ struct Magnitude {
       return __vmaxu2(a, b);
     }
   }
+  static __device__ __forceinline__ uint32_t Max(uint32_t a, uint32_t b, uint32_t c) {
+    if constexpr (kWide) {
+      return max(a, max(b, c));
+    } else {
+      return __vimax3_u16x2(a, b, c);
+    }
+  }
   // Of words of magnitudes: zero in the place of NaN and infinity.
   static __device__ __forceinline__ uint32_t Finite(uint32_t word) {
     if constexpr (kWide) {

@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/multiplier_search_launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "quant/numerics/block_encode.h"
 
 namespace nibble {
@@ -115,7 +116,6 @@ __device__ __forceinline__ MultiplierWinner SearchMultipliers(const float (&a)[k
                                                               float amax,
                                                               const MultiplierSearchTables& t,
                                                               const float* multipliers, int count) {
-  constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
   constexpr float kSlack = 1.0f + kSweepFilterTolerance;
   const float* scale = t.table.decode_scale;
   const float divisor = MulRn(kE2m1Max, t.global_decode_scale);
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   }
   if (args.counts != nullptr) {
-    const unsigned sum = __reduce_add_sync(0xFFFFFFFFu, evaluations);
+    const unsigned sum = __reduce_add_sync(kWholeWarp, evaluations);
     if (threadIdx.x % 32 == 0) {
       atomicAdd(reinterpret_cast<unsigned long long*>(&args.counts->evaluations),
                 static_cast<unsigned long long>(sum));

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/magnitude.cuh"
 #include "kernels/cuda/observe_launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "quant/numerics/scale_rules.h"
 
 namespace nibble {
@@ -106,7 +107,6 @@ struct ObserveBatch {
 template <typename T, int kWarps, int kBatchRows, int kRowsPerWarp>
 __global__ void __launch_bounds__(kWarps * 32) ObserveKernel(ObserveArgs args, unsigned strips) {
   using M = Magnitude<T>;
-  constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
   constexpr int kThreads = kWarps * 32;
   constexpr int kLaneElements = 4 * M::kPerWord;
   constexpr int kStripColumns = 32 * kLaneElements;

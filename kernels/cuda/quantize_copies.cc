@@ -113,6 +113,7 @@ absl::StatusOr<bool> QuantizeCopies(const MatrixView& x, std::span<const int64_t
   encode_args.cols = x.cols;
   encode_args.groups = plan;
   encode_args.group_count = groups;
+  encode_args.follows_amax = true;
   std::optional<DeviceCopy> row_copy, column_copy;
   if (rowwise.params != nullptr) {
     NIBBLE_ASSIGN_OR_RETURN(auto copy, DeviceCopy::Make(rowwise, stream));

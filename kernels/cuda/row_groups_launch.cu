@@ -1,4 +1,5 @@
 #include "kernels/cuda/row_groups_launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "quant/numerics/scale_rules.h"
 
 namespace nibble {
@@ -21,9 +22,9 @@ __global__ void __launch_bounds__(kWarp)
   for (int i = begin; i < end; ++i) advance(sum, rows[i]);
   const RowGroup own = sum;
   for (int distance = 1; distance < kWarp; distance *= 2) {
-    const int64_t row = __shfl_up_sync(0xFFFFFFFFu, sum.row, distance);
-    const int64_t tile = __shfl_up_sync(0xFFFFFFFFu, sum.tile, distance);
-    const int64_t scale_tile = __shfl_up_sync(0xFFFFFFFFu, sum.scale_tile, distance);
+    const int64_t row = __shfl_up_sync(kWholeWarp, sum.row, distance);
+    const int64_t tile = __shfl_up_sync(kWholeWarp, sum.tile, distance);
+    const int64_t scale_tile = __shfl_up_sync(kWholeWarp, sum.scale_tile, distance);
     if (static_cast<int>(threadIdx.x) >= distance) {
       sum.row += row;
       sum.tile += tile;

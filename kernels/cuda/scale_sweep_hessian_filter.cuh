@@ -27,6 +27,7 @@
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/scale_sweep_hessian_kernel.cuh"
 #include "kernels/cuda/scale_sweep_hessian_launch.h"
+#include "kernels/cuda/warp.cuh"
 
 namespace nibble {
 
@@ -175,7 +176,7 @@ struct HessianFilterMemory {
 
 // The steps of a round that any thread asks for; each asks for that of its quarter.
 __device__ __forceinline__ unsigned HessianSteps(bool needed) {
-  unsigned steps = __ballot_sync(kHessianWarp, needed);
+  unsigned steps = __ballot_sync(kWholeWarp, needed);
   steps |= steps >> 16;
   steps |= steps >> 8;
   return (steps | steps >> 4) & 0xFu;
@@ -327,8 +328,8 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
         const float slacks[2] = {MulRn(slack, sum[1]), MulRn(slack, sum[3])};
         float upper = fminf(FmaRn(loss[0], 1.0f + kHessianFilterError, slacks[0]),
                             FmaRn(loss[1], 1.0f + kHessianFilterError, slacks[1]));
-        upper = fminf(upper, __shfl_xor_sync(kHessianWarp, upper, 1));
-        upper = fminf(upper, __shfl_xor_sync(kHessianWarp, upper, 2));
+        upper = fminf(upper, __shfl_xor_sync(kWholeWarp, upper, 1));
+        upper = fminf(upper, __shfl_xor_sync(kWholeWarp, upper, 2));
         limit = fminf(limit, AddRn(upper, floor));
         steps_done += __popc(steps);
         return float2{FmaRn(loss[0], 1.0f - kHessianFilterError, -slacks[0]),
@@ -409,13 +410,13 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
       }
 
       mask.x |= bits_of(lowers[0]) << 8 | bits_of(lowers[1]) << 16 | bits_of(lowers[2]) << 24;
-      const unsigned stuck = __ballot_sync(kHessianWarp, !resolved) >> (4 * quad) & 0xFu;
+      const unsigned stuck = __ballot_sync(kWholeWarp, !resolved) >> (4 * quad) & 0xFu;
       mask.x <<= 2 * quarter;
       mask.y <<= 2 * quarter;
-      mask.x |= __shfl_xor_sync(kHessianWarp, mask.x, 1);
-      mask.x |= __shfl_xor_sync(kHessianWarp, mask.x, 2);
-      mask.y |= __shfl_xor_sync(kHessianWarp, mask.y, 1);
-      mask.y |= __shfl_xor_sync(kHessianWarp, mask.y, 2);
+      mask.x |= __shfl_xor_sync(kWholeWarp, mask.x, 1);
+      mask.x |= __shfl_xor_sync(kWholeWarp, mask.x, 2);
+      mask.y |= __shfl_xor_sync(kWholeWarp, mask.y, 1);
+      mask.y |= __shfl_xor_sync(kWholeWarp, mask.y, 2);
       if (quarter == 0) {
         own.contenders[row] = active & (stuck == 0) ? mask : uint2{0, 0};
         evaluations += active ? 2 * steps_done : 0;
@@ -429,7 +430,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResident)
     const bool last = tile == kTiles - 1 || tile_row + 32 >= args.rows;
     while (true) {
       const bool any = (mask.x | mask.y) != 0;
-      const unsigned voters = __ballot_sync(kHessianWarp, any);
+      const unsigned voters = __ballot_sync(kWholeWarp, any);
       if (any) {
         const int bit = mask.x != 0 ? __ffs(static_cast<int>(mask.x)) - 1
                                     : __ffs(static_cast<int>(mask.y)) + 31;

@@ -13,12 +13,12 @@
 
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/scale_sweep_hessian_launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "quant/numerics/block_encode.h"
 #include "quant/numerics/hessian_sweep.h"
 
 namespace nibble {
 
-inline constexpr unsigned kHessianWarp = 0xFFFFFFFFu;
 inline constexpr int kHessianBatch = 4;
 
 // The code near which the filter scales every block to begin; see scale_sweep_hessian_filter.cuh.
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kHessianPrepareThreads)
   for (int i = thread; i < kBlockSize * kBlockSize; i += 32) {
     largest = max(largest, FloatBits((&factor.lower[0][0])[i]) & 0x7FFFFFFFu);
   }
-  largest = __reduce_max_sync(kHessianWarp, largest) >> 23;
+  largest = __reduce_max_sync(kWholeWarp, largest) >> 23;
   constexpr int kUnfit = 1000;
   const int exponent = largest > 60 && largest < 190 ? static_cast<int>(largest) - 126 : kUnfit;
   const float normalize =
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kHessianPrepareThreads)
     }
   }
   for (int distance = 16; distance > 0; distance /= 2) {
-    frobenius = AddRn(frobenius, __shfl_xor_sync(kHessianWarp, frobenius, distance));
+    frobenius = AddRn(frobenius, __shfl_xor_sync(kWholeWarp, frobenius, distance));
   }
   if (thread == 0) {
     slice.eigenvalue_bound = factor.eigenvalue_bound;
@@ -219,8 +219,8 @@ __device__ __forceinline__ void HessianBatchLoss(
 __device__ __forceinline__ void AddHessianCounts(SweepCounts* counts, unsigned evaluations,
                                                  unsigned near_ties) {
   if (counts == nullptr) return;
-  evaluations = __reduce_add_sync(kHessianWarp, evaluations);
-  near_ties = __reduce_add_sync(kHessianWarp, near_ties);
+  evaluations = __reduce_add_sync(kWholeWarp, evaluations);
+  near_ties = __reduce_add_sync(kWholeWarp, near_ties);
   if (threadIdx.x % 32 != 0) return;
   atomicAdd(reinterpret_cast<unsigned long long*>(&counts->evaluations),
             static_cast<unsigned long long>(evaluations));
@@ -309,7 +309,7 @@ __device__ __forceinline__ void SearchHessianPruned(bool valid, const float (&w)
         for (int c = 0; c < kHessianBatch; ++c) {
           if (valid && base + c <= window_end) active |= 1u << c;
         }
-        if (!__any_sync(kHessianWarp, active)) {
+        if (!__any_sync(kWholeWarp, active)) {
           step = Step::kDown;
           offset = -kHessianBatch;
           continue;
@@ -324,7 +324,7 @@ __device__ __forceinline__ void SearchHessianPruned(bool valid, const float (&w)
                  !HessianBoundExceeds(MulRn(largest_bound, MulRn(d, d)), search.best);
           if (down && k <= kE4m3Codes) active |= 1u << c;
         }
-        if (!__any_sync(kHessianWarp, active)) {
+        if (!__any_sync(kWholeWarp, active)) {
           step = Step::kUp;
           offset = 2 * kHessianBatch;
           continue;
@@ -340,10 +340,10 @@ __device__ __forceinline__ void SearchHessianPruned(bool valid, const float (&w)
           if (up && k > window_end && !HessianBoundExceeds(bound, search.best)) active |= 1u << c;
           if (up && scale[min(k, kE4m3Codes)] >= all_zero) up = k <= window_end;
         }
-        if (!__any_sync(kHessianWarp, active)) {
+        if (!__any_sync(kWholeWarp, active)) {
           // Two in a row are a whole doubling: the bounds of what follows are the same.
-          if (++idle >= 2 && !__any_sync(kHessianWarp, valid && base <= window_end)) return;
-          if (!__any_sync(kHessianWarp, up)) return;
+          if (++idle >= 2 && !__any_sync(kWholeWarp, valid && base <= window_end)) return;
+          if (!__any_sync(kWholeWarp, up)) return;
           offset += kHessianBatch;
           continue;
         }
@@ -400,7 +400,7 @@ __global__ void __launch_bounds__(kHessianSearchWarps * 32, 12 / kHessianSearchW
     }
     if (threadIdx.x == 0) factor.eigenvalue_bound = source.eigenvalue_bound;
     __syncthreads();
-    if (!__any_sync(kHessianWarp, valid)) continue;
+    if (!__any_sync(kWholeWarp, valid)) continue;
     float w[kBlockSize];
     LoadBlock<T>(args.x, b, w);
     float amax = 0.0f;
@@ -417,7 +417,7 @@ __global__ void __launch_bounds__(kHessianSearchWarps * 32, 12 / kHessianSearchW
       if (!args.exhaustive) SearchHessianPruned(sought, w, amax, t, factor, search);
       // Also where no loss is finite: the definition says which one stands.
       const bool all = sought && search.code == 0;
-      if (__any_sync(kHessianWarp, all)) SearchHessianExhaustive(all, w, t, factor, search);
+      if (__any_sync(kWholeWarp, all)) SearchHessianExhaustive(all, w, t, factor, search);
     } else if (sought) {
       const SweepWinner winner = HessianSweepExhaustive(w, t.table, args.factors[slice]);
       search.code = winner.code;

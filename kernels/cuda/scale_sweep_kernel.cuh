@@ -19,13 +19,12 @@
 #include "kernels/cuda/block_encode.cuh"
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/scale_sweep_launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "quant/numerics/block_encode.h"
 #include "quant/numerics/scale_sweep.h"
 #include "quant/swizzle.h"
 
 namespace nibble {
-
-inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
 // --- The table of bounds ------------------------------------------------------------------------
 

@@ -340,6 +340,7 @@ TEST_F(CudaQuantizeCopiesTest, EveryConfigReplaysFromAGraph) {
         encode.cols = kCols;
         encode.groups = amax.groups;
         encode.group_count = count;
+        encode.follows_amax = config % 2 == 0;
         encode.row.packed = row_packed.get();
         encode.row.scale = row_scale.get();
         encode.row.amax = row_amax.get();
