@@ -53,11 +53,11 @@ void AddMatrix(const std::string& base, const PartNames& names, std::vector<int6
   }
 }
 
-absl::Status Unsupported(const PlanRow& row, ExportFormat format, std::string_view expected) {
-  return absl::UnimplementedError(
-      absl::StrCat("tensor ", Quoted(row.tensor.name), ": expected ", ToAbsl(expected),
-                   " for the format ", ToAbsl(NameOf(format)), ", got ", ToAbsl(NameOf(row.form)),
-                   " of shape ", ShapeName(row.tensor.shape)));
+absl::Status NoMatrix(const PlanRow& row, ExportFormat format) {
+  return absl::UnimplementedError(absl::StrCat(
+      "tensor ", Quoted(row.tensor.name), ": expected a matrix named *.weight for the format ",
+      ToAbsl(NameOf(format)), ", got ", ToAbsl(NameOf(row.form)), " of shape ",
+      ShapeName(row.tensor.shape), "; the format modelopt can hold it"));
 }
 
 // "a.b.experts.gate_up_proj" -> "a.b.experts.", "gate_up_proj"
@@ -123,7 +123,7 @@ absl::StatusOr<std::vector<OutputTensor>> OutputsOf(const PlanRow& row, ExportFo
   const bool input_scale = row.treatment.activations.format != ActivationFormat::kNone;
   if (format == ExportFormat::kCompressedTensors &&
       (row.form == WeightForm::kExpertColumns || !is_weight)) {
-    return Unsupported(row, format, "a matrix named *.weight");
+    return NoMatrix(row, format);
   }
   const std::string base = is_weight
                                ? row.tensor.name.substr(0, row.tensor.name.size() - kWeight.size())
