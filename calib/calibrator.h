@@ -63,6 +63,11 @@ struct ScaleSet {
   friend bool operator==(const ScaleSet&, const ScaleSet&) = default;
 };
 
+// The amax that a checkpoint's global scale is made from: `amax` itself, but where it is so small
+// that amax / (6 * e4m3_max) is subnormal, the smallest for which it is not. Loaders divide by
+// global scales, some with subnormals flushed to zero. 0 stays 0.
+float ExportableAmax(float amax, int e4m3_max);
+
 // Collect is called once for each member of a fused group: they share one global amax. Collect and
 // Merge are FailedPrecondition once Compute or Quantize was called, until Reset: a member that came
 // later would have another global scale than the ones before it. Without members, and for another

@@ -1,5 +1,6 @@
 // The weight calibrators: a largest magnitude of the group, and a way to choose the blocks' scales.
 #include <algorithm>
+#include <limits>
 
 #include "base/status.h"
 #include "calib/calibrator.h"
@@ -124,7 +125,7 @@ class GroupCalibrator : public WeightCalibrator {
 
   absl::StatusOr<ScaleSet> Compute(const MatrixView& weight, Backend& backend) final {
     NIBBLE_RETURN_IF_ERROR(Begin(weight));
-    ScaleSet scales = {amax_, spec_.e4m3_max, std::nullopt, {}};
+    ScaleSet scales = {amax(), spec_.e4m3_max, std::nullopt, {}};
     NIBBLE_RETURN_IF_ERROR(Choose(weight, backend, scales));
     return scales;
   }
@@ -137,11 +138,11 @@ class GroupCalibrator : public WeightCalibrator {
  protected:
   const WeightSpec& spec() const { return spec_; }
   const std::vector<float>& hessians() const { return hessians_; }
-  float amax() const { return amax_; }
+  float amax() const { return ExportableAmax(amax_, spec_.e4m3_max); }
 
   virtual absl::Status Choose(const MatrixView& weight, Backend& backend, ScaleSet& scales) = 0;
   virtual absl::StatusOr<PackedTensor> ChooseAndEncode(const MatrixView& weight, Backend& backend) {
-    ScaleSet scales = {amax_, spec_.e4m3_max, std::nullopt, {}};
+    ScaleSet scales = {amax(), spec_.e4m3_max, std::nullopt, {}};
     NIBBLE_RETURN_IF_ERROR(Choose(weight, backend, scales));
     return EncodeWeight(scales, weight, backend);
   }
@@ -259,6 +260,12 @@ absl::StatusOr<PackedTensor> WeightCalibrator::Quantize(const MatrixView& weight
                                                         Backend& backend) {
   NIBBLE_ASSIGN_OR_RETURN(const ScaleSet scales, Compute(weight, backend));
   return EncodeWeight(scales, weight, backend);
+}
+
+float ExportableAmax(float amax, int e4m3_max) {
+  // 6 * bound is below 2^12, so the product is exact.
+  const float smallest = std::numeric_limits<float>::min() * (kE2m1Max * e4m3_max);
+  return amax == 0.0f ? 0.0f : std::max(amax, smallest);
 }
 
 absl::StatusOr<PackedTensor> EncodeWeight(const ScaleSet& scales, const MatrixView& weight,

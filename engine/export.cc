@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <optional>
 
 #include "base/status.h"
 #include "base/tensor_view.h"
 #include "base/text.h"
+#include "calib/calibrator.h"
 #include "quant/numerics/scale_rules.h"
 
 namespace nibble {
@@ -135,12 +135,6 @@ absl::StatusOr<std::vector<OutputTensor>> OutputsOf(const PlanRow& row, ExportFo
   AddMatrix(base, is_weight ? NamesOfParts(format) : NamesOfOtherParameter(), std::move(codes),
             std::move(scales), input_scale, {}, outputs);
   return outputs;
-}
-
-float ExportableAmax(float amax, int e4m3_max) {
-  // 6 * bound is below 2^12, so the product is exact.
-  const float smallest = std::numeric_limits<float>::min() * (kE2m1Max * e4m3_max);
-  return amax == 0.0f ? 0.0f : std::max(amax, smallest);
 }
 
 float StoredGlobalScale(float amax, int e4m3_max, ExportFormat format) {

@@ -51,11 +51,6 @@ struct OutputTensor {
 // (Llama-4) or take turns (gpt-oss), and to split the biases beside them.
 absl::StatusOr<std::vector<OutputTensor>> OutputsOf(const PlanRow& row, ExportFormat format);
 
-// The amax to encode with and to store the scale of: `amax` itself, but where it is so small that
-// amax / (6 * e4m3_max) is subnormal, the smallest for which it is not. Loaders divide by global
-// scales, some with subnormals flushed to zero. 0 stays 0.
-float ExportableAmax(float amax, int e4m3_max);
-
 // The scalar that the format stores for a global amax: ExportableAmax / (6 * e4m3_max), 1 for an
 // all-zero tensor, or its reciprocal.
 float StoredGlobalScale(float amax, int e4m3_max, ExportFormat format);

@@ -272,39 +272,43 @@ class Job {
     return found;
   }
 
-  // The amax that each input group's scale is made from.
   absl::Status ChooseInputScales() {
-    input_amax_.assign(plan_.input_groups, 0.0f);
-    std::vector<bool> seen(plan_.input_groups), asked(plan_.input_groups);
-    std::vector<const PlanRow*> first(plan_.input_groups);
+    struct Input {
+      const PlanRow* first = nullptr;
+      std::optional<float> amax, constant;
+    };
+    std::vector<Input> inputs(plan_.input_groups);
     for (const PlanRow& row : plan_.rows) {
-      if (!row.quantize || row.treatment.activations.format == ActivationFormat::kNone) continue;
       const ActivationSpec& spec = row.treatment.activations;
-      const int group = row.input_group;
-      asked[group] = true;
-      first[group] = first[group] ? first[group] : &row;
-      std::optional<float> amax;
+      if (!row.quantize || spec.format == ActivationFormat::kNone) continue;
+      Input& input = inputs[row.input_group];
+      if (!input.first) input.first = &row;
       if (!NeedsCalibration(row.treatment)) {
-        NIBBLE_ASSIGN_OR_RETURN(const auto constant, MakeActivationCalibrator(spec));
-        NIBBLE_ASSIGN_OR_RETURN(amax, constant->Compute());
+        input.constant = std::max(input.constant.value_or(0), spec.input_scale);
       } else if (calibration_) {
-        NIBBLE_ASSIGN_OR_RETURN(amax, calibration_->InputAmax(row.module, spec, *backends_[0]));
+        NIBBLE_ASSIGN_OR_RETURN(const std::optional<float> amax,
+                                calibration_->InputAmax(row.module, spec, *backends_[0]));
+        if (amax) input.amax = std::max(input.amax.value_or(0), *amax);
       } else {
         return absl::FailedPreconditionError(absl::StrCat(
             row.module, ": expected activations to choose its input's scale from (method ",
             ToAbsl(NameOf(spec.method)),
             "), got none; give --calib FILE, or --set activations.algorithm.method=constant"));
       }
-      if (!amax) continue;
-      seen[group] = true;
-      input_amax_[group] = std::max(input_amax_[group], *amax);
     }
-    for (int group = 0; group < plan_.input_groups; ++group) {
-      if (!asked[group] || seen[group]) continue;
-      return absl::FailedPreconditionError(
-          absl::StrCat(request_.calibration, ": expected activations of ", first[group]->module,
-                       " (a tensor ", first[group]->module,
-                       ".input), got none; calibrate with them, or keep the module by a rule"));
+    input_scale_.assign(plan_.input_groups, 1.0f);
+    for (size_t group = 0; group < inputs.size(); ++group) {
+      const Input& input = inputs[group];
+      if (!input.first) continue;
+      if (!input.constant && !input.amax) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(request_.calibration, ": expected activations of ", input.first->module,
+                         " (a tensor ", input.first->module,
+                         ".input), got none; calibrate with them, or keep the module by a rule"));
+      }
+      input_scale_[group] = input.constant
+                                ? *input.constant
+                                : StoredGlobalScale(*input.amax, 448, ExportFormat::kModelopt);
     }
     return absl::OkStatus();
   }
@@ -663,10 +667,9 @@ class Job {
 
   void AddScalar(const Output& output, float global_amax, int e4m3_max, Slot& slot) const {
     const ExportFormat format = request_.recipe.output.format;
-    const float scale =
-        output.tensor.part == OutputPart::kGlobalScale
-            ? StoredGlobalScale(global_amax, e4m3_max, format)
-            : StoredGlobalScale(input_amax_[plan_.rows[output.row].input_group], 448, format);
+    const float scale = output.tensor.part == OutputPart::kGlobalScale
+                            ? StoredGlobalScale(global_amax, e4m3_max, format)
+                            : StoredScale(input_scale_[plan_.rows[output.row].input_group], format);
     std::vector<std::byte> bytes(sizeof(scale));
     std::memcpy(bytes.data(), &scale, sizeof(scale));
     slot.buffers.push_back(std::move(bytes));
@@ -774,7 +777,7 @@ class Job {
   std::unique_ptr<Calibration> calibration_;
   Plan plan_;
   std::vector<ConfigFile> configs_;
-  std::vector<float> input_amax_;  // by input group
+  std::vector<float> input_scale_;  // multipliers, by input group
 
   std::vector<std::vector<OutputTensor>> outputs_of_row_;
   std::vector<Output> outputs_;

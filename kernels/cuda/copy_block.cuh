@@ -34,19 +34,20 @@ __device__ __forceinline__ void EncodeTwo(T, PackedBlock (&blocks)[2], const Fas
   bool regular[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    // As EncodeFast, which says why.
     const float amax = LargestOf(T{}, blocks[i]);
-    const uint32_t scale = E4m3FromFloat(MulRn(amax, outers[i].factor));
-    const float product = fmaxf(MulRn(FloatFromE4m3(scale), outers[i].decode), 0x1p-126f);
-    const float factor = FastReciprocal(product);
+    const uint32_t scale = E4m3EncodeMagnitude(MulRn(amax, outers[i].factor));
+    // Of a scale or an outer scale of 0 only zeros come through the test below: the least magnitude
+    // of either type is 2^-133.
+    const float product = fmaxf(MulRn(E4m3DecodeMagnitude(scale), outers[i].decode), 0x1p-126f);
+    const float factor = ReciprocalInRange(product);
     regular[i] = MulRn(amax, factor) < 7 * kCodeUnit;
 #pragma unroll
     for (int j = 0; j < kBlockSize / 2; ++j) {
-      blocks[i].word[j] = WithoutNegativeZero(T{}, blocks[i].word[j]);
+      blocks[i].word[j] = AddZero(T{}, blocks[i].word[j]);  // code 0 has no sign
     }
     encoded[i] = {static_cast<uint8_t>(scale),
-                  {{FastCodes<kPairing>(T{}, blocks[i].word, factor),
-                    FastCodes<kPairing>(T{}, blocks[i].word + 4, factor)}}};
+                  {{Codes<kPairing>(T{}, blocks[i].word, factor),
+                    Codes<kPairing>(T{}, blocks[i].word + 4, factor)}}};
   }
   if (regular[0] && regular[1]) return;
 #pragma unroll

@@ -77,17 +77,6 @@ __device__ __forceinline__ PackedBlock RotatePacked(T, const float (&in)[kBlockS
   return block;
 }
 
-// The largest magnitude.
-template <typename T>
-__device__ __forceinline__ float PackedMagnitude(T, const PackedBlock& block) {
-  uint32_t largest = 0;
-#pragma unroll
-  for (int j = 0; j < kBlockSize / 2; j += 2) {
-    largest = __vimax3_u16x2(largest, block.word[j] & 0x7FFF7FFFu, block.word[j + 1] & 0x7FFF7FFFu);
-  }
-  return Unpack(T{}, max(largest & 0xFFFFu, largest >> 16)).x;
-}
-
 // Eight codes from half a block's words. factor: the block's encode scale in units.
 template <Pairing kPairing, typename T>
 __device__ __forceinline__ uint32_t FastCodes(T, const uint32_t* word, float factor) {
@@ -157,28 +146,6 @@ __device__ __noinline__ EncodedBlock EncodeSlowly(PackedBlock block, float outer
   EncodeParams params = {};
   params.bound = bound;
   return EncodeBlock<E>(x, BlockMagnitude(x), MakeOuter<E>(outer_amax, params), params, 0);
-}
-
-// outer_amax(): what `outer` was made of.
-template <Pairing kPairing, typename T, typename OuterAmax>
-__device__ __forceinline__ EncodedBlock EncodeFast(T, PackedBlock block, const FastOuter& outer,
-                                                   float bound, const OuterAmax& outer_amax) {
-#pragma unroll
-  for (int j = 0; j < kBlockSize / 2; ++j) {
-    block.word[j] = AddZero(T{}, block.word[j]);  // code 0 has no sign
-  }
-  const float amax = PackedMagnitude(T{}, block);
-  const uint32_t scale = E4m3EncodeMagnitude(MulRn(amax, outer.factor));
-  // Of a scale or an outer scale of 0 only zeros come through the test below: the least magnitude
-  // of either type is 2^-133.
-  const float product = fmaxf(MulRn(E4m3DecodeMagnitude(scale), outer.decode), 0x1p-126f);
-  const float factor = ReciprocalInRange(product);
-  if (!(MulRn(amax, factor) < 7 * kCodeUnit)) {
-    return EncodeSlowly<kPairing, T>(block, outer_amax(), bound);
-  }
-  return {
-      static_cast<uint8_t>(scale),
-      {{Codes<kPairing>(T{}, block.word, factor), Codes<kPairing>(T{}, block.word + 4, factor)}}};
 }
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 #include "kernels/cuda/block_load.cuh"
 #include "kernels/cuda/four_over_six.cuh"
 #include "kernels/cuda/quantize_launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "quant/swizzle.h"
 
 namespace nibble {
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kWarps * 32, kThreadBlocks)
         args.scale[args.swizzle ? SwizzledOffset(row, b - row * shape.columns, shape.columns) : b] =
             encoded.scale;
       }
-      const unsigned slow = __ballot_sync(0xFFFFFFFFu, !done && valid);
+      const unsigned slow = __ballot_sync(kWholeWarp, !done && valid);
       if (slow != 0) {
         if (!done && valid) queue[waiting + __popc(slow & ((1u << lane) - 1))] = b;
         waiting += __popc(slow);
@@ -213,7 +214,7 @@ class WarpQueue {
 
   // Every lane of the warp calls it together; whether a warp's worth is there.
   __device__ __forceinline__ bool Push(bool whether, uint32_t block) {
-    const unsigned lanes = __ballot_sync(0xFFFFFFFFu, whether);
+    const unsigned lanes = __ballot_sync(kWholeWarp, whether);
     if (lanes == 0) return false;
     if (whether) items_[count_ + __popc(lanes & LanesBelow())] = block;
     count_ += __popc(lanes);

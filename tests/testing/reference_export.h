@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "calib/calibrator.h"
 #include "engine/export.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
