@@ -107,7 +107,8 @@ struct OthersTime {
 
 // How much faster two threads are than one at the same work. The two take turns, and beside every
 // turn a loop over registers does the same: where that gains less than two, the machine gave less
-// than two cores (virtual CPUs may be halves of one), and no program could have gained them.
+// than two cores (other programs had them, or its CPUs are halves of one), and nothing could have
+// gained them.
 class ThreadScaling {
  public:
   void Measure(const CpuKernels& kernels, int64_t rows,
