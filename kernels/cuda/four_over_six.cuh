@@ -43,9 +43,10 @@ __device__ __forceinline__ uint32_t AbsF16(uint32_t a) {
 // |x| * factor as fp16 times 2^112, for factors and products as FilterScale::align has them.
 __device__ __forceinline__ uint32_t Align(uint32_t x, uint32_t factor) {
   uint32_t word;
-  asm("{.reg .b32 a;\n abs.bf16x2 a, %1;\n mul.rn.bf16x2 %0, a, %2;}"
+  // Multiplying bf16 takes compute capability 9.0, adding -0 to a product does not.
+  asm("{.reg .b32 a;\n abs.bf16x2 a, %1;\n fma.rn.bf16x2 %0, a, %2, %3;}"
       : "=r"(word)
-      : "r"(x), "r"(factor));
+      : "r"(x), "r"(factor), "r"(0x80008000u));
   return word << 3;
 }
 
