@@ -192,6 +192,32 @@ TEST_F(QuantizeModelTest, TheBytesDependOnNeitherThreadsNorBackendsNorTheSources
   }
 }
 
+TEST_F(QuantizeModelTest, TheBytesAreTheSameOnAGpu) {
+  const auto device = MakeBackend("cuda:0");
+  if (!device.ok()) GTEST_SKIP() << device.status().message();
+  ModelSize size;
+  size.hidden = 256;
+  size.intermediate = 512;
+  for (const ModelOnPaper& model : {LlamaModel(size), ExpertRowsModel(size), GptOssModel(size)}) {
+    fs::remove_all(folder_.path("model"));
+    WriteModelFolder(folder_.path("model"), model);
+    for (const auto& [recipe, set] :
+         std::map<std::string, std::vector<std::string>>{{"nvfp4", {"weights.algorithm=max"}},
+                                                         {"nvfp4_mse", {}},
+                                                         {"nvfp4_local_hessian", {}},
+                                                         {"nvfp4_four_over_six", {}},
+                                                         {"base", {"weights.algorithm=mse"}}}) {
+      SCOPED_TRACE(recipe);
+      std::vector<std::string> all = set;
+      all.insert(all.end(), kConstantInputs.begin(), kConstantInputs.end());
+      const QuantizeModelRequest request = Request(recipe, all);
+      const auto files = Result(request, Backends());
+      ASSERT_FALSE(files.empty());
+      EXPECT_THAT(DifferentFiles(files, Result(request, Backends("cuda:0", 0, 3))), IsEmpty());
+    }
+  }
+}
+
 TEST_F(QuantizeModelTest, ShardsAreAsLargeAsAsked) {
   WriteModelFolder(folder_.path("model"), LlamaModel());
   std::map<std::string, std::vector<std::byte>> whole;
