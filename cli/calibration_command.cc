@@ -5,9 +5,24 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "engine/calibration.h"
+#include "io/atomic_file.h"
 
 namespace nibble {
 namespace {
+
+// Something that is no state, or that is read as well, is never replaced by one.
+absl::Status CheckOut(const std::string& out, const std::vector<std::string>& in) {
+  for (const std::string& input : in) {
+    NIBBLE_ASSIGN_OR_RETURN(const bool same, SameFile(out, input));
+    if (!same) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("output: expected a file other than the input, got ", out));
+  }
+  const absl::Status there = LoadCalibration(out).status();
+  if (there.ok() || absl::IsNotFound(there)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "output: expected a name that is free, or a calibration state to replace, got ", out));
+}
 
 absl::Status SaveAndSay(const std::string& out, const CalibrationStates& states) {
   NIBBLE_RETURN_IF_ERROR(SaveCalibration(out, states));
@@ -27,6 +42,7 @@ CalibrationCollectCommand::CalibrationCollectCommand(CLI::App* app) {
 }
 
 absl::Status CalibrationCollectCommand::Run() {
+  NIBBLE_RETURN_IF_ERROR(CheckOut(out, {captures}));
   NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
   NIBBLE_ASSIGN_OR_RETURN(const CalibrationStates states,
                           CollectCalibration(captures, !no_hessians, *device));
@@ -39,6 +55,7 @@ CalibrationMergeCommand::CalibrationMergeCommand(CLI::App* app) {
 }
 
 absl::Status CalibrationMergeCommand::Run() {
+  NIBBLE_RETURN_IF_ERROR(CheckOut(out, in));
   NIBBLE_ASSIGN_OR_RETURN(const CalibrationStates states, MergeCalibrations(in));
   return SaveAndSay(out, states);
 }

@@ -1,6 +1,7 @@
 // The program: arguments in, a pipeline function called, words out; cli/report.h has the exit
 // codes.
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -358,6 +359,8 @@ void AddCommand(CLI::App* app, const std::string& name, const std::string& help,
 }
 
 int Main(int argc, char** argv) {
+  // A limit on the size of files is an error like a full disk, not the end.
+  std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app("NVFP4 calibration and post-training quantization", "nibble");
   app.set_version_flag("--version", NIBBLE_VERSION);
   absl::Status result;

@@ -1,14 +1,17 @@
 #include "cli/quantize_command.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/progress.h"
-#include "io/atomic_file.h"
 
 namespace nibble {
 namespace {
@@ -29,9 +32,11 @@ QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
   app->add_flag("--strict", request_.strict, "fail on what would be kept with a warning");
   app->add_flag("--resume", request_.resume, "go on with what a killed run left, if there is any");
   app->add_flag("--overwrite", request_.overwrite, "replace --out when the new one is complete");
-  app->add_flag("--dry-run", request_.dry_run, "check everything, write nothing");
+  CLI::Option* dry_run =
+      app->add_flag("--dry-run", request_.dry_run, "check everything, write nothing");
   app->add_option("--report", report_, "JSON file for the summary and each tensor's error")
-      ->check(NotEmpty());
+      ->check(NotEmpty())
+      ->excludes(dry_run);
   CLI::Option* quiet = app->add_flag("--quiet", quiet_, "no progress, no summary");
   app->add_flag("--json-log", json_log_, "progress, warnings and summary as JSON lines on stderr")
       ->excludes(quiet);
@@ -39,9 +44,31 @@ QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
   request_.version = NIBBLE_VERSION;
 }
 
+// A file that is neither in the model's folder nor in the result's, where it would be found to be
+// unwritable only at the end, or would replace a part of them.
+absl::StatusOr<AtomicFile> QuantizeModelCommand::BeginReport() const {
+  std::error_code error;
+  const std::filesystem::path place = std::filesystem::weakly_canonical(report_, error);
+  for (const std::string& folder : {request_.model, request_.out, request_.out + ".partial"}) {
+    const std::filesystem::path outer = std::filesystem::weakly_canonical(folder, error);
+    if (std::mismatch(outer.begin(), outer.end(), place.begin(), place.end()).first !=
+        outer.end()) {
+      continue;
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("--report: expected a file outside of ", folder, ", got ", report_));
+  }
+  return AtomicFile::Create(report_);
+}
+
 absl::Status QuantizeModelCommand::Run() {
   NIBBLE_ASSIGN_OR_RETURN(request_.recipe, recipe_.Load());
   if (format_option_->count() > 0) request_.recipe.output.format = format_;
+  std::optional<AtomicFile> report;
+  if (!report_.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(AtomicFile begun, BeginReport());
+    report.emplace(std::move(begun));
+  }
   std::vector<std::unique_ptr<Backend>> backends;
   const int count = CudaDeviceOf(backend_.name) ? kCudaStreams : 1;
   for (int i = 0; i < count; ++i) {
@@ -57,8 +84,9 @@ absl::Status QuantizeModelCommand::Run() {
   });
   progress.Close();
   NIBBLE_RETURN_IF_ERROR(result.status());
-  if (!report_.empty()) {
-    NIBBLE_RETURN_IF_ERROR(WriteFileAtomically(report_, ModelSummaryAsJson(*result)));
+  if (report) {
+    NIBBLE_RETURN_IF_ERROR(report->Append(ModelSummaryAsJson(*result)));
+    NIBBLE_RETURN_IF_ERROR(report->Commit());
   }
   if (json_log_) {
     std::fputs(ModelSummaryAsJsonLine(*result).c_str(), stderr);

@@ -6,8 +6,10 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "cli/flags.h"
 #include "engine/quantize_model.h"
+#include "io/atomic_file.h"
 
 namespace nibble {
 
@@ -17,6 +19,8 @@ class QuantizeModelCommand {
   absl::Status Run();
 
  private:
+  absl::StatusOr<AtomicFile> BeginReport() const;
+
   QuantizeModelRequest request_;
   RecipeFlags recipe_;
   std::string report_;

@@ -159,12 +159,13 @@ class Captures final : public FileCalibration {
   using FileCalibration::FileCalibration;
 
   absl::StatusOr<std::optional<float>> InputAmax(const std::string& module,
-                                                 const ActivationSpec& spec,
+                                                 const ActivationSpec& spec, int64_t columns,
                                                  Backend& backend) const override {
     NIBBLE_RETURN_IF_ERROR(Validate(spec));
     InputStats stats(NeedsHistogram(spec));
     if (NeedsInput(spec)) {
       NIBBLE_RETURN_IF_ERROR(ForModule(module, [&](const TensorInfo&, const MatrixView& x) {
+        NIBBLE_RETURN_IF_ERROR(CheckColumns(columns, x.cols));
         return stats.Collect(x, backend);
       }));
       if (stats.tokens() == 0) return std::nullopt;
@@ -262,7 +263,7 @@ class States final : public FileCalibration {
   }
 
   absl::StatusOr<std::optional<float>> InputAmax(const std::string& module,
-                                                 const ActivationSpec& spec,
+                                                 const ActivationSpec& spec, int64_t columns,
                                                  Backend&) const override {
     NIBBLE_RETURN_IF_ERROR(Validate(spec));
     if (!NeedsInput(spec)) return InputCollector().InputAmax(spec);
@@ -271,6 +272,7 @@ class States final : public FileCalibration {
     NIBBLE_ASSIGN_OR_RETURN(const InputCollector collector,
                             LoadState(reader(), module, it->second, /*hessians=*/false));
     if (collector.tokens() == 0) return std::nullopt;
+    NIBBLE_RETURN_IF_ERROR(CheckColumnsOf(module, columns, collector));
     return collector.InputAmax(spec);
   }
 
@@ -282,14 +284,19 @@ class States final : public FileCalibration {
     NIBBLE_ASSIGN_OR_RETURN(const InputCollector collector,
                             LoadState(reader(), module, it->second, /*hessians=*/true));
     if (collector.tokens() == 0) return std::nullopt;
-    const absl::Status status = CheckColumns(columns, collector.columns());
-    if (!status.ok()) {
-      return Annotate(status, absl::StrCat(reader().path(), ": module ", Quoted(module)));
-    }
+    NIBBLE_RETURN_IF_ERROR(CheckColumnsOf(module, columns, collector));
     return collector.Hessians();
   }
 
  private:
+  absl::Status CheckColumnsOf(const std::string& module, int64_t columns,
+                              const InputCollector& collector) const {
+    const absl::Status status = CheckColumns(columns, collector.columns());
+    return status.ok()
+               ? status
+               : Annotate(status, absl::StrCat(reader().path(), ": module ", Quoted(module)));
+  }
+
   StateIndex index_;
 };
 

@@ -29,12 +29,14 @@ class Calibration {
   // DataLoss for a file that is neither of the two, or a state of a newer version.
   static absl::StatusOr<std::unique_ptr<Calibration>> Open(const std::string& path);
 
-  // Of a module's input, by `spec`; nullopt where the file has no token of the module, unless
+  // Of a module's input of `columns` channels, by `spec`; FailedPrecondition where the file has
+  // another number; nullopt where the file has no token of the module, unless
   // `spec` needs none (constant). FailedPrecondition for captures that are no activations (NaN,
   // another type, channels that are no multiple of 16), DataLoss for a state that nobody saved.
   // Several threads may call these two at once, each with its own backend.
   virtual absl::StatusOr<std::optional<float>> InputAmax(const std::string& module,
                                                          const ActivationSpec& spec,
+                                                         int64_t columns,
                                                          Backend& backend) const = 0;
   // Of `columns` channels, means over the tokens; FailedPrecondition where the file has another
   // number. nullopt where it has no token of the module, or a state without Hessians.

@@ -22,6 +22,7 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "engine/export.h"
+#include "engine/loader_rules.h"
 #include "nlohmann/json.hpp"
 #include "quant/numerics/scale_rules.h"
 
@@ -225,10 +226,50 @@ struct ModeloptConfigs {
   Json hf_quant_config;  // the file
 };
 
+// Names for which no pattern is sure to mean the same everywhere: a root module, or characters that
+// mean something in a pattern.
+bool IsOdd(std::string_view name) {
+  return name.find('.') == name.npos || std::ranges::any_of(name, [](char c) {
+           return !absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '.' &&
+                  c != '-';
+         });
+}
+
+// A module that a loader would take for the other kind by `list`, as far as odd names are
+// concerned; nullopt where there is none. excludes(list, module): whether any loader, or all of
+// them, leaves the module alone.
+template <typename Excludes>
+std::optional<std::string> Misread(const std::vector<std::string>& list, const Modules& modules,
+                                   const Excludes& excludes) {
+  std::vector<std::string> odd;
+  for (const std::string& entry : list) {
+    const std::string_view name = entry;
+    if (IsOdd(name.ends_with(".*") ? name.substr(0, name.size() - 2) : name)) odd.push_back(entry);
+  }
+  for (const std::string& name : modules.kept) {
+    if (IsOdd(name) && !excludes(list, LoaderModule{name, {}}, /*all=*/true)) return name;
+  }
+  for (const auto& [name, weight_only] : modules.quantized) {
+    if (excludes(IsOdd(name) ? list : odd, LoaderModule{name, {}}, /*all=*/false)) return name;
+  }
+  return std::nullopt;
+}
+
+bool ModeloptListIsSafe(const Modules& modules) {
+  return !Misread(ModeloptExcludes(modules), modules,
+                  [](const std::vector<std::string>& list, const LoaderModule& m, bool all) {
+                    const bool by[] = {VllmModeloptExcludes(list, m).value_or(!all),
+                                       SglangModeloptExcludes(list, m).value_or(!all),
+                                       TensorRtLlmExcludes(list, m).value_or(!all)};
+                    return all ? by[0] && by[1] && by[2] : by[0] || by[1] || by[2];
+                  });
+}
+
 ModeloptConfigs ModeloptConfigsOf(const Modules& modules, KvCacheFormat kv_cache) {
   std::vector<std::string> targets[2];
   for (const auto& [name, weight_only] : modules.quantized) targets[weight_only].push_back(name);
-  const bool mixed = !targets[0].empty() && !targets[1].empty();
+  // A list of what is quantized says it by exact names, where a list of what is not cannot.
+  const bool mixed = (!targets[0].empty() && !targets[1].empty()) || !ModeloptListIsSafe(modules);
   const bool weight_only = targets[0].empty();
 
   Json layers = Json::object(), groups = Json::object();
@@ -237,8 +278,10 @@ ModeloptConfigs ModeloptConfigsOf(const Modules& modules, KvCacheFormat kv_cache
       layers[name] = {{"quant_algo", ModeloptAlgorithm(is_weight_only)},
                       {"group_size", kBlockSize}};
     }
-    groups["group_0"] = ModeloptGroup(false, targets[0]);
-    groups["group_1"] = ModeloptGroup(true, targets[1]);
+    for (const bool only : {false, true}) {
+      if (targets[only].empty()) continue;
+      groups[absl::StrCat("group_", groups.size())] = ModeloptGroup(only, targets[only]);
+    }
   } else {
     groups["group_0"] = ModeloptGroup(weight_only, Json::array({"Linear"}));
   }
@@ -420,6 +463,18 @@ absl::StatusOr<std::vector<ConfigFile>> ConfigFilesOf(const Plan& plan, const Re
     config[kKey] = std::move(configs.config);
     files.push_back({"hf_quant_config.json", configs.hf_quant_config.dump(4) + "\n"});
   } else {
+    const std::optional<std::string> misread =
+        Misread(CompressedTensorsIgnores(modules), modules,
+                [](const std::vector<std::string>& list, const LoaderModule& m, bool all) {
+                  return nibble::CompressedTensorsIgnores(list, m).value_or(!all);
+                });
+    if (misread) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "module ", Quoted(*misread),
+          ": expected a name that compressed-tensors' list of kept modules can tell from the "
+          "others, "
+          "got none such; use the format modelopt, or treat the modules alike by a rule"));
+    }
     config[kKey] = CompressedTensorsConfig(modules, recipe.kv_cache);
   }
   files.insert(files.begin(), {"config.json", config.dump(2) + "\n"});

@@ -101,8 +101,10 @@ std::string ModelSummaryAsText(const ModelSummary& s) {
     line(absl::StrFormat("%-20s %9d %13d %s", ToAbsl(name), count, e.weights, Errors(e)));
   };
   for (const auto& [kind, sum] : ByKind(s)) row(NameOf(kind), sum.first, sum.second);
-  row("all", static_cast<int64_t>(s.tensors.size()), Total(s.tensors));
-  if (!s.tensors.empty()) line("\nworst tensors");
+  if (!s.tensors.empty()) {
+    row("all", static_cast<int64_t>(s.tensors.size()), Total(s.tensors));
+    line("\nworst tensors");
+  }
   for (const TensorError& e : Worst(s)) {
     line(absl::StrFormat("  %-56s %s", Printable(e.module), Errors(e)));
   }

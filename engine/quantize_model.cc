@@ -206,6 +206,9 @@ class Job {
     NIBBLE_ASSIGN_OR_RETURN(configs_,
                             ConfigFilesOf(plan_, request_.recipe, folder_->config_json()));
     NIBBLE_RETURN_IF_ERROR(ChooseInputScales());
+    for (const std::string& file : folder_->unread_weights()) {
+      plan_.warnings.push_back(absl::StrCat(file, ": neither read nor copied"));
+    }
     return MakeTasks();
   }
 
@@ -286,11 +289,12 @@ class Job {
       if (!NeedsCalibration(row.treatment)) {
         input.constant = std::max(input.constant.value_or(0), spec.input_scale);
       } else if (calibration_) {
-        NIBBLE_ASSIGN_OR_RETURN(const std::optional<float> amax,
-                                calibration_->InputAmax(row.module, spec, *backends_[0]));
+        NIBBLE_ASSIGN_OR_RETURN(
+            const std::optional<float> amax,
+            calibration_->InputAmax(row.module, spec, MatrixOf(row).second, *backends_[0]));
         if (amax) input.amax = std::max(input.amax.value_or(0), *amax);
       } else {
-        return absl::FailedPreconditionError(absl::StrCat(
+        return absl::InvalidArgumentError(absl::StrCat(
             row.module, ": expected activations to choose its input's scale from (method ",
             ToAbsl(NameOf(spec.method)),
             "), got none; give --calib FILE, or --set activations.algorithm.method=constant"));

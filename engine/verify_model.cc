@@ -436,9 +436,19 @@ std::optional<Declared> ReadModelopt(const Json& config, const std::string& fold
     holes.Add("config.json: ignore: expected names, got ", Text(Member(config, "ignore")));
   declared.excludes = ignore.value_or(std::vector<std::string>());
 
+  std::map<std::string, bool> layers;
+  if (mixed) {
+    auto read = MixedLayers(Member(config, "quantized_layers"), "config.json", holes);
+    if (!read) return std::nullopt;
+    layers = *std::move(read);
+  }
+
+  std::set<bool> kinds;  // of quantization, a group each
+  for (const auto& [name, weight_only] : layers) kinds.insert(weight_only);
+  const size_t expected_groups = mixed ? kinds.size() : 1;
   const Json& groups = Member(config, "config_groups");
-  if (!groups.is_object() || groups.size() != (mixed ? 2u : 1u)) {
-    holes.Add("config.json: config_groups: expected ", mixed ? 2 : 1, ", got ", Text(groups));
+  if (!groups.is_object() || groups.size() != expected_groups) {
+    holes.Add("config.json: config_groups: expected ", expected_groups, ", got ", Text(groups));
   } else {
     for (const auto& [name, group] : groups.items()) {
       const Json& inputs = Member(group, "input_activations");
@@ -454,13 +464,6 @@ std::optional<Declared> ReadModelopt(const Json& config, const std::string& fold
                   Text(inputs));
       }
     }
-  }
-
-  std::map<std::string, bool> layers;
-  if (mixed) {
-    auto read = MixedLayers(Member(config, "quantized_layers"), "config.json", holes);
-    if (!read) return std::nullopt;
-    layers = *std::move(read);
   }
 
   // The other file says the same.
@@ -983,6 +986,11 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
         continue;
       }
       report.errors.push_back({matrix.module, stats.relative_mse(), stats.sqnr_db()});
+      if (stats.relative_mse() > 1) {
+        holes.Add("tensor ", Quoted(name),
+                  ": expected values nearer to the source's than zeros are, ",
+                  "got a relative MSE of ", stats.relative_mse());
+      }
     }
   }
   for (const auto& [name, place] : result.tensors) {

@@ -48,13 +48,19 @@ bool IsFolder(const std::string& path) {
 }
 bool Exists(const std::string& path) {
   std::error_code error;
-  return fs::symlink_status(path, error).type() != fs::file_type::not_found;
+  const fs::file_type type = fs::symlink_status(path, error).type();
+  return type != fs::file_type::not_found &&
+         type != fs::file_type::none;  // none: not allowed to ask
 }
 bool IsEmptyFolder(const std::string& path) {
   std::error_code error;
   return fs::is_empty(path, error) && !error;
 }
-bool LooksLikeAModel(const std::string& path) { return Exists(path + "/config.json"); }
+// The one kind of folder that may be replaced: a result, ours or another tool's.
+bool LooksLikeAResult(const std::string& path) {
+  const auto config = ReadTextFile(path + "/config.json", kMostNoteBytes);
+  return config.ok() && config->find("\"quantization_config\"") != config->npos;
+}
 
 std::string WithoutSlash(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
@@ -81,9 +87,11 @@ absl::Status CheckPlace(const OutputFolderRequest& request, const std::string& o
     return absl::InvalidArgumentError(
         absl::StrCat("--out: expected a folder or a name that is free, got ", out));
   }
-  if (request.overwrite && IsFolder(out) && !IsEmptyFolder(out) && !LooksLikeAModel(out)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--overwrite: expected a model folder (with a config.json) to replace, got ", out));
+  if (request.overwrite && IsFolder(out) && !IsEmptyFolder(out) && !LooksLikeAResult(out)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--overwrite: expected a quantized model to replace (a config.json with a "
+                     "quantization_config), got ",
+                     out));
   }
   return absl::OkStatus();
 }
@@ -154,7 +162,7 @@ absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
                      "; --overwrite replaces it when the new result is complete"));
   }
   if (!Exists(partial) || IsEmptyFolder(partial)) return absl::OkStatus();
-  if (!IsPartial(partial) && !(WasCompleted(out) && LooksLikeAModel(partial))) {
+  if (!IsPartial(partial) && !(WasCompleted(out) && LooksLikeAResult(partial))) {
     return absl::InvalidArgumentError(absl::StrCat(
         partial, ": expected a name that is free, or the partial result of a run, got neither"));
   }
@@ -234,7 +242,10 @@ absl::Status OutputFolder::Finish() {
     if (replaces &&
         renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, out_.c_str(), RENAME_EXCHANGE) != 0) {
       const std::string replaced = out_ + ".replaced";
-      NIBBLE_RETURN_IF_ERROR(RemoveAll(replaced));
+      if (Exists(replaced)) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            replaced, ": expected a name that is free, to move the old result to, got a file"));
+      }
       if (rename(out_.c_str(), replaced.c_str()) != 0) return ErrnoStatus(out_, "rename");
       if (rename(path_.c_str(), out_.c_str()) != 0) {
         const absl::Status status = ErrnoStatus(path_, "rename");

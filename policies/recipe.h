@@ -152,7 +152,8 @@ using ReadRecipeFile = std::function<absl::StatusOr<std::string>(const std::stri
 // `extends` is found the same way, a path from the folder of the file that says it.
 // `overrides`: "activations.algorithm.method=constant", applied after everything the recipe
 // extends. InvalidArgument with file:line:column and the nearest valid word for an unknown key, a
-// misspelt value, a wrong type or a combination that cannot be; NotFound with the shipped names.
+// misspelt value, a wrong type or a combination that cannot be, and, with the shipped names, for a
+// name that is none of them; NotFound for a file that is not there.
 absl::StatusOr<Recipe> LoadRecipe(const std::string& name, std::span<const std::string> overrides,
                                   const ReadRecipeFile& read);
 

@@ -119,7 +119,7 @@ absl::StatusOr<Source> FindSource(const std::string& name, const Source* from,
     }
     names.push_back(recipe.name);
   }
-  return absl::NotFoundError(
+  return absl::InvalidArgumentError(
       ExpectedWord("a path (with a '/', or ending in .yaml) or one of ", names, name));
 }
 

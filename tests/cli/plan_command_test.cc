@@ -98,7 +98,7 @@ TEST_F(PlanCommandTest, SettingsMayBeOverridden) {
 TEST_F(PlanCommandTest, FailsInOneLine) {
   ExpectOneErrorLine({}, 2, "--recipe");
   ExpectOneErrorLine({"--recipe", ""}, 2, "--recipe");
-  ExpectOneErrorLine({"--recipe", "nvfp5"}, 1, "nvfp4");
+  ExpectOneErrorLine({"--recipe", "nvfp5"}, 2, "nvfp4");
   ExpectOneErrorLine({"--recipe", "nvfp4", "--set", "weigths.format=nvfp4"}, 2, "weights");
   PutFile(folder_.path("r.yaml"),
           "extends: nvfp4\nmetadata: {name: r}\nrules:\n  - {match: '*v_proj', use: keep}\n");

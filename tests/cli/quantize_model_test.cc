@@ -93,7 +93,10 @@ TEST_F(QuantizeCommandTest, EachFailureIsOneLineAndACode) {
   WriteModelFolder(folder_.path("model"), model);
   fails(Run({"--recipe", "nvfp4"}), 2, "--recipe");
   fails(Run({"--set", "wieghts.format=nvfp4"}), 2, "weights");
-  fails(Run({"--set", "activations.algorithm.method=max"}), 3, "--calib");
+  fails(Run({"--set", "activations.algorithm.method=max"}), 2, "--calib");
+  fails(Run({"--report", folder_.path("model/config.json")}), 2, "--report");
+  fails(Run({"--report", folder_.path("out.partial/x")}), 2, "--report");
+  fails(Run({"--report", folder_.path("nowhere/x")}), 1, "nowhere");
   fails(Run({"--calib", folder_.path("nothing")}), 1, "nothing");
   fails(Run({"--backend", "cuda:99"}), 1, "cuda:99");
   fails(Run({"--threads", "-1"}), 2, "--threads");

@@ -90,7 +90,7 @@ TEST(RecipesCommandTest, FailsWithOneLine) {
   ExpectError({"show", file}, 3, "bad.yaml");
   ExpectError({"show", folder.path("gone.yaml")}, 1, "gone.yaml");
   ExpectError({"show", folder.path("")}, 2, "recipe: ");
-  ExpectError({"show", "nvfp4_mes"}, 1, "did you mean \"nvfp4_mse\"?");
+  ExpectError({"show", "nvfp4_mes"}, 2, "did you mean \"nvfp4_mse\"?");
   ExpectError({"show", "nvfp4", "--set", "export.shard_size=5gb"}, 2, "--set export.shard_size: ");
   ExpectError({"show", "nvfp4", "--set"}, 2, "--set");
   ExpectError({"show"}, 2, "NAME");

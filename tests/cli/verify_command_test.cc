@@ -76,7 +76,7 @@ TEST_F(VerifyCommandTest, WrongArguments) {
   EXPECT_EQ(Verify({}).exit_code, 2);
   EXPECT_EQ(Verify({out_, "--recipe", "nvfp4"}).exit_code, 2);
   EXPECT_EQ(Verify({out_, "--against", ""}).exit_code, 2);
-  EXPECT_EQ(Verify({out_, "--against", in_, "--recipe", "nvfp5"}).exit_code, 1);
+  EXPECT_EQ(Verify({out_, "--against", in_, "--recipe", "nvfp5"}).exit_code, 2);
   EXPECT_EQ(Verify({dir_.path("none")}).exit_code, 1);
   EXPECT_EQ(Verify({out_, "--against", dir_.path("none")}).exit_code, 1);
 }

@@ -121,8 +121,8 @@ TEST_F(CalibrationTest, CapturesAndTheirStatesGiveTheSameAnswers) {
     ASSERT_TRUE(whole.Collect(x.view(), *backend_).ok());
     for (const ActivationSpec& spec : AllSpecs()) {
       const auto expected = whole.InputAmax(spec);
-      const auto a = from_captures->InputAmax(module, spec, *backend_);
-      const auto b = from_state->InputAmax(module, spec, *backend_);
+      const auto a = from_captures->InputAmax(module, spec, columns, *backend_);
+      const auto b = from_state->InputAmax(module, spec, columns, *backend_);
       ASSERT_TRUE(a.ok() && b.ok()) << a.status() << b.status();
       EXPECT_EQ(*a, *expected);
       EXPECT_EQ(*b, *expected);
@@ -133,20 +133,22 @@ TEST_F(CalibrationTest, CapturesAndTheirStatesGiveTheSameAnswers) {
     EXPECT_TRUE(SameBytes(**a, *whole.Hessians()));
     EXPECT_TRUE(SameBytes(**b, *whole.Hessians()));
     for (const auto* calibration : {from_captures.get(), from_state.get()}) {
+      EXPECT_TRUE(IsError(calibration->InputAmax(module, {}, columns + 16, *backend_),
+                          absl::StatusCode::kFailedPrecondition, "channels, got"));
       EXPECT_TRUE(IsError(calibration->Hessians(module, columns + 16, *backend_),
                           absl::StatusCode::kFailedPrecondition, "channels, got"));
     }
   }
   for (const auto* calibration : {from_captures.get(), from_state.get()}) {
     for (const char* module : {"empty", "none", "other", "", "large.input"}) {
-      EXPECT_EQ(*calibration->InputAmax(module, {}, *backend_), std::nullopt) << module;
+      EXPECT_EQ(*calibration->InputAmax(module, {}, 48, *backend_), std::nullopt) << module;
       EXPECT_EQ(*calibration->Hessians(module, 48, *backend_), std::nullopt) << module;
-      EXPECT_EQ(*calibration->InputAmax(module, SpecOf(ActivationMethod::kConstant), *backend_),
+      EXPECT_EQ(*calibration->InputAmax(module, SpecOf(ActivationMethod::kConstant), 48, *backend_),
                 2688.0f);
     }
     ActivationSpec bad;
     bad.percentile = 3;
-    EXPECT_TRUE(IsError(calibration->InputAmax("half", bad, *backend_),
+    EXPECT_TRUE(IsError(calibration->InputAmax("half", bad, 32, *backend_),
                         absl::StatusCode::kInvalidArgument, "method max alone"));
   }
 }
@@ -180,7 +182,7 @@ TEST_F(CalibrationTest, SavedStatesComeBackAndAreTheSameBytes) {
   EXPECT_TRUE(Read(state_).tensors.count(std::string(kModule) + ".input.amax") == 1);
   ASSERT_TRUE(SaveCalibration(dir_.path("nothing"), {}).ok());
   EXPECT_TRUE(LoadCalibration(dir_.path("nothing"))->empty());
-  EXPECT_EQ(*Open(dir_.path("nothing"))->InputAmax(kModule, {}, *backend_), std::nullopt);
+  EXPECT_EQ(*Open(dir_.path("nothing"))->InputAmax(kModule, {}, 32, *backend_), std::nullopt);
   CalibrationStates unnamed;
   unnamed[""] = InputCollector();
   EXPECT_TRUE(IsError(SaveCalibration(dir_.path("unnamed"), unnamed),
@@ -192,8 +194,8 @@ TEST_F(CalibrationTest, StatesWithoutHessiansHaveAmaxAlone) {
   const std::string light = Saved("light", captures_, /*hessians=*/false);
   const auto calibration = Open(light);
   EXPECT_EQ(*calibration->Hessians(kModule, 32, *backend_), std::nullopt);
-  EXPECT_EQ(*calibration->InputAmax(kModule, {}, *backend_),
-            *Open(state_)->InputAmax(kModule, {}, *backend_));
+  EXPECT_EQ(*calibration->InputAmax(kModule, {}, 32, *backend_),
+            *Open(state_)->InputAmax(kModule, {}, 32, *backend_));
   EXPECT_TRUE(IsError(MergeCalibrations(std::vector{state_, light}),
                       absl::StatusCode::kInvalidArgument, "light: module"));
 }
@@ -277,15 +279,16 @@ TEST_F(CalibrationTest, RefusesCapturesThatAreNoActivations) {
     Write(path, {tensor});
     const auto calibration = Open(path);
     for (const auto& status :
-         {calibration->InputAmax("m", {}, *backend_).status(),
-          calibration->InputAmax("m", SpecOf(ActivationMethod::kHeadroom), *backend_).status(),
+         {calibration->InputAmax("m", {}, 32, *backend_).status(),
+          calibration->InputAmax("m", SpecOf(ActivationMethod::kHeadroom), 32, *backend_).status(),
           calibration->Hessians("m", 32, *backend_).status(),
           CollectCalibration(path, true, *backend_).status()}) {
       EXPECT_TRUE(IsError(status, absl::StatusCode::kFailedPrecondition, piece));
       EXPECT_TRUE(IsError(status, absl::StatusCode::kFailedPrecondition, "tensor \"m.input\""));
     }
     // A constant looks at none of it.
-    EXPECT_TRUE(calibration->InputAmax("m", SpecOf(ActivationMethod::kConstant), *backend_).ok());
+    EXPECT_TRUE(
+        calibration->InputAmax("m", SpecOf(ActivationMethod::kConstant), 32, *backend_).ok());
   };
   refused(ByteTensor("m.input", DType::kU8, {2, 32}, std::vector<uint8_t>(64)), "dtype");
   refused(ByteTensor("m.input", DType::kF8E4M3, {2, 32}, std::vector<uint8_t>(64)), "dtype");

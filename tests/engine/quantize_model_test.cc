@@ -282,8 +282,8 @@ TEST_F(QuantizeModelTest, OtherFilesAreCopiedAndTheSourceIsNotTouched) {
 TEST_F(QuantizeModelTest, ActivationsThatNeedDataWithoutAnyNameTheTwoWaysOut) {
   WriteModelFolder(folder_.path("model"), LlamaModel());
   const auto result = Run(Request("nvfp4", {}));
-  EXPECT_TRUE(IsError(result, absl::StatusCode::kFailedPrecondition, "--calib FILE"));
-  EXPECT_TRUE(IsError(result, absl::StatusCode::kFailedPrecondition,
+  EXPECT_TRUE(IsError(result, absl::StatusCode::kInvalidArgument, "--calib FILE"));
+  EXPECT_TRUE(IsError(result, absl::StatusCode::kInvalidArgument,
                       "--set activations.algorithm.method=constant"));
   EXPECT_THAT(folder_.Names(), ::testing::ElementsAre("model"));
 }
@@ -425,6 +425,24 @@ TEST_F(QuantizeModelTest, RefusesToResumeWithAnotherRecipeSourceOrVersion) {
   WriteModelFolder(folder_.path("model"), model);
   EXPECT_TRUE(refused(Request(), "source"));
   EXPECT_TRUE(Run(Overwriting(Request())).ok());  // which drops it
+}
+
+// A kept module whose name is a pattern or a component of others' names: the lists of kept modules
+// cannot say it, lists of quantized ones can.
+TEST_F(QuantizeModelTest, NamesThatNoListOfKeptModulesCanTell) {
+  ModelOnPaper model = LlamaModel();
+  for (const char* name : {"down_proj.weight", "x[0].*?.weight", "model.lay*.weight"}) {
+    model.AddWeight(name, {16, 32});
+  }
+  WriteModelFolder(folder_.path("model"), model);
+  PutFile(folder_.path("kept.yaml"),
+          "extends: nvfp4_mse\nrules:\n  - {match: [down_proj, 're:x.*', 're:model\\.lay\\*'], "
+          "use: keep}\n");
+  const QuantizeModelRequest request = Request(folder_.path("kept.yaml"));
+  const auto summary = Run(request);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  ExpectVerified(request);
+  EXPECT_THAT(FileBytes(request.out + "/config.json"), HasSubstr("MIXED_PRECISION"));
 }
 
 TEST_F(QuantizeModelTest, ADryRunWritesNothing) {

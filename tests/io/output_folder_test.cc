@@ -19,6 +19,9 @@ using testing::IsError;
 using testing::PutFile;
 using testing::TempDir;
 
+// Of a result that may be replaced.
+constexpr char kOld[] = "{\"quantization_config\": {}}";
+
 class OutputFolderTest : public ::testing::Test {
  protected:
   OutputFolderTest() {
@@ -108,12 +111,12 @@ TEST_F(OutputFolderTest, OverwriteDropsAPartialResult) {
 
 TEST_F(OutputFolderTest, ReplacesAResultOnlyWhenAskedAndComplete) {
   fs::create_directory(folder_.path("out"));
-  PutFile(folder_.path("out/config.json"), "old");
+  PutFile(folder_.path("out/config.json"), kOld);
   EXPECT_TRUE(IsError(OutputFolder::Open(Request()), absl::StatusCode::kInvalidArgument,
                       "--overwrite replaces it"));
   auto out = OutputFolder::Open(Request(false, /*overwrite=*/true));
   ASSERT_TRUE(out.ok()) << out.status();
-  EXPECT_EQ(FileBytes(folder_.path("out/config.json")), "old");
+  EXPECT_EQ(FileBytes(folder_.path("out/config.json")), kOld);
   Finish(*out);
   EXPECT_EQ(FileBytes(folder_.path("out/config.json")), "new");
   EXPECT_THAT(folder_.Names(), ElementsAre("model", "out"));
@@ -124,7 +127,7 @@ TEST_F(OutputFolderTest, FinishesAfterAKillBetweenNamingAndCleaning) {
   fs::rename(folder_.path("out.partial"), folder_.path("out"));
   // What the result replaced.
   fs::create_directory(folder_.path("out.partial"));
-  PutFile(folder_.path("out.partial/config.json"), "old");
+  PutFile(folder_.path("out.partial/config.json"), kOld);
   auto out = OutputFolder::Open(Request(/*resume=*/true));
   ASSERT_TRUE(out.ok()) << out.status();
   EXPECT_TRUE(out->complete());
@@ -158,7 +161,9 @@ TEST_F(OutputFolderTest, NeverTouchesTheSourceOrWhatIsNoResult) {
   EXPECT_TRUE(refused(folder_.path("file"), true, "a name that is free"));
   fs::create_directory(folder_.path("documents"));
   PutFile(folder_.path("documents/thesis"), "");
-  EXPECT_TRUE(refused(folder_.path("documents"), true, "a model folder"));
+  EXPECT_TRUE(refused(folder_.path("documents"), true, "a quantized model"));
+  PutFile(folder_.path("documents/config.json"), "{}");
+  EXPECT_TRUE(refused(folder_.path("documents"), true, "a quantized model"));
   fs::create_directory(folder_.path("out.partial"));
   PutFile(folder_.path("out.partial/thesis"), "");
   EXPECT_TRUE(refused(folder_.path("out"), true, "neither"));

@@ -364,9 +364,9 @@ TEST(LoadRecipeTest, KnowsTheBackendsLimitOfMultipliers) {
 }
 
 TEST(LoadRecipeTest, UnknownNamesListTheShippedOnes) {
-  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), kNotFound, "did you mean \"nvfp4_mse\"?"));
-  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), kNotFound, "nvfp4_four_over_six, "));
-  EXPECT_TRUE(IsError(Load("", {}), kNotFound, "got \"\""));
+  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), absl::StatusCode::kInvalidArgument, "did you mean \"nvfp4_mse\"?"));
+  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), absl::StatusCode::kInvalidArgument, "nvfp4_four_over_six, "));
+  EXPECT_TRUE(IsError(Load("", {}), absl::StatusCode::kInvalidArgument, "got \"\""));
   EXPECT_TRUE(IsError(Load("x/y", {}), kNotFound, "recipe: x/y: no such file"));
   EXPECT_TRUE(IsError(Load("nvfp4.yaml", {}), kNotFound, "recipe: nvfp4.yaml: no such file"));
 }
@@ -452,8 +452,8 @@ TEST(ExtendsTest, ErrorsNameTheFileThatHasThem) {
   EXPECT_TRUE(IsError(Load("c.yaml", files), kInvalid, "p.yaml:2:22: weights.algorithm"));
   EXPECT_TRUE(
       IsError(Load("m.yaml", files), kNotFound, "m.yaml:2:10: extends: gone.yaml: no such"));
-  EXPECT_TRUE(IsError(Load("n.yaml", files), kNotFound, "n.yaml:1:10: extends: expected a path"));
-  EXPECT_TRUE(IsError(Load("n.yaml", files), kNotFound, "did you mean \"nvfp4\"?"));
+  EXPECT_TRUE(IsError(Load("n.yaml", files), absl::StatusCode::kInvalidArgument, "n.yaml:1:10: extends: expected a path"));
+  EXPECT_TRUE(IsError(Load("n.yaml", files), absl::StatusCode::kInvalidArgument, "did you mean \"nvfp4\"?"));
   EXPECT_TRUE(IsError(Load("y.yaml", files), kInvalid, "y.yaml:"));
 }
 
