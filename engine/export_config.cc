@@ -23,6 +23,7 @@
 #include "base/text.h"
 #include "engine/export.h"
 #include "engine/loader_rules.h"
+#include "io/python_json.h"
 #include "nlohmann/json.hpp"
 #include "quant/numerics/scale_rules.h"
 
@@ -434,7 +435,7 @@ absl::StatusOr<Json> ParseConfig(const std::string& text) {
     too_deep |= depth > kMaxDepth;
     return !too_deep;
   };
-  Json config = Json::parse(text, limit_depth, /*allow_exceptions=*/false);
+  Json config = Json::parse(QuoteConstants(text), limit_depth, /*allow_exceptions=*/false);
   if (too_deep) {
     return absl::DataLossError(
         absl::StrCat("config.json: expected at most ", kMaxDepth, " levels, got more"));
@@ -477,7 +478,7 @@ absl::StatusOr<std::vector<ConfigFile>> ConfigFilesOf(const Plan& plan, const Re
     }
     config[kKey] = CompressedTensorsConfig(modules, recipe.kv_cache);
   }
-  files.insert(files.begin(), {"config.json", config.dump(2) + "\n"});
+  files.insert(files.begin(), {"config.json", UnquoteConstants(config.dump(2)) + "\n"});
   return files;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "base/text.h"
+#include "io/python_json.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -41,7 +42,7 @@ absl::StatusOr<Json> ParseConfig(const std::string& text) {
     }
     return true;
   };
-  Json config = Json::parse(text, check, /*allow_exceptions=*/false);
+  Json config = Json::parse(QuoteConstants(text), check, /*allow_exceptions=*/false);
   NIBBLE_RETURN_IF_ERROR(problem);
   if (config.is_discarded())
     return absl::DataLossError("expected JSON in UTF-8, got something else");

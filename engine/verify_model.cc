@@ -16,6 +16,7 @@
 #include "base/tensor_view.h"
 #include "base/text.h"
 #include "engine/loader_rules.h"
+#include "io/python_json.h"
 #include "io/safetensors.h"
 #include "io/text_file.h"
 #include "nlohmann/json.hpp"
@@ -119,7 +120,7 @@ std::optional<Json> ReadJsonObject(const std::string& path, Holes& holes) {
   }
   bool too_deep = false;
   Json json = Json::parse(
-      *text,
+      QuoteConstants(*text),
       [&](int depth, Json::parse_event_t, Json&) {
         too_deep |= depth > 100;
         return !too_deep;

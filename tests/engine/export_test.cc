@@ -215,6 +215,17 @@ TEST(ConfigFilesOfTest, KeepsOtherKeysInTheirOrder) {
   EXPECT_EQ(config.dump(), expected.dump());
 }
 
+TEST(ConfigFilesOfTest, KeepsPythonsConstants) {
+  const ModelOnPaper model = LlamaModel();
+  std::string text = model.config.dump();
+  text.insert(text.size() - 1, R"(,"time_step_limit":[0.0,Infinity],"a":[NaN,-Infinity,"NaN"])");
+  const auto files = ConfigFilesOf(PlanOnPaper(model), RecipeFor(kModelopt), text);
+  ASSERT_TRUE(files.ok()) << files.status();
+  std::string config = files->front().text;
+  std::erase_if(config, [](char c) { return c == ' ' || c == '\n'; });
+  EXPECT_THAT(config, HasSubstr(R"("time_step_limit":[0.0,Infinity],"a":[NaN,-Infinity,"NaN"])"));
+}
+
 TEST(ConfigFilesOfTest, WeightOnly) {
   const ModelOnPaper model = LlamaModel();
   PaperPlan weight_only;
