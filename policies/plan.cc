@@ -28,6 +28,15 @@ std::string RuleName(const Recipe& recipe, int rule) {
   return absl::StrCat("rule ", rule + 1, place.empty() ? "" : absl::StrCat(" (", place, ")"));
 }
 
+// Whether somebody wrote the rule for what they quantize; those of shipped recipes are for all
+// models.
+bool IsOwnRule(const RecipeRule& rule) {
+  return !rule.place.empty() &&
+         std::ranges::none_of(ShippedRecipes(), [&](const ShippedRecipe& shipped) {
+           return rule.place.starts_with(absl::StrCat(ToAbsl(shipped.name), ":"));
+         });
+}
+
 const Treatment& TreatmentOf(const Recipe& recipe, int rule) {
   const std::optional<Treatment>& own = recipe.rules[rule].treatment;
   return own ? *own : recipe.treatment;
@@ -167,6 +176,7 @@ class Planner {
     NIBBLE_RETURN_IF_ERROR(MakeInputGroups());
     NIBBLE_RETURN_IF_ERROR(CheckNamesOfResult());
     WarnOfColumns();
+    NIBBLE_RETURN_IF_ERROR(WarnOfIdleRules());
     return std::move(plan_);
   }
 
@@ -374,6 +384,22 @@ class Planner {
         plan_.warnings.front(),
         plan_.warnings.size() > 1 ? absl::StrCat("; and ", plan_.warnings.size() - 1, " more")
                                   : ""));
+  }
+
+  absl::Status WarnOfIdleRules() {
+    for (int rule = 0; rule < static_cast<int>(recipe_.rules.size()); ++rule) {
+      if (!IsOwnRule(recipe_.rules[rule])) continue;
+      bool idle = true;
+      for (size_t i = 0; idle && i < layouts_of_.size(); ++i) {
+        NIBBLE_ASSIGN_OR_RETURN(const bool matches, rules_.Matches(rule, layouts_of_[i]));
+        idle = !matches;
+      }
+      if (idle) {
+        plan_.warnings.push_back(
+            absl::StrCat(RuleName(recipe_, rule), ": matches nothing of this model"));
+      }
+    }
+    return absl::OkStatus();
   }
 
   absl::Status CheckAnyQuantized() {

@@ -555,6 +555,19 @@ TEST(PlanTest, ARecipeThatQuantizesNothingIsAnError) {
       IsError(MakePlan(RecipeKeeping({}), Model()), absl::StatusCode::kInvalidArgument, "of 0"));
 }
 
+TEST(PlanTest, SaysWhichOfOnesOwnRulesIsIdle) {
+  Recipe recipe = DefaultRecipe();
+  for (const char* place : {"", "base:3:5", "r.yaml:9:5", "--set rules"}) {
+    recipe.rules.push_back(Rule({"*.q_porj"}, RuleUse::kKeep));
+    recipe.rules.back().place = place;
+  }
+  const size_t rules = recipe.rules.size();
+  EXPECT_THAT(
+      PlanOf(recipe, LlamaModel()).warnings,
+      ElementsAre(absl::StrCat("rule ", rules - 1, " (r.yaml:9:5): matches nothing of this model"),
+                  absl::StrCat("rule ", rules, " (--set rules): matches nothing of this model")));
+}
+
 // --- Text ---------------------------------------------------------------------------------------
 
 TEST(PlanTextTest, FoldsLayersAndAddsUp) {
