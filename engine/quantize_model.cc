@@ -158,7 +158,7 @@ class Job {
   absl::StatusOr<ModelSummary> Run() {
     NIBBLE_RETURN_IF_ERROR(Prepare());
     if (request_.dry_run) {
-      NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes()));
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes() + folder_->other_bytes()));
       return Summary();
     }
     NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(FolderRequest()));
@@ -171,7 +171,7 @@ class Job {
             "`nibble verify OUT --against MODEL` computes them");
       }
     } else {
-      NIBBLE_RETURN_IF_ERROR(CheckSpace(output_->path(), MissingBytes()));
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(output_->path(), MissingBytes() + folder_->other_bytes()));
       NIBBLE_RETURN_IF_ERROR(RunTasks());
       NIBBLE_RETURN_IF_ERROR(WriteOtherFiles());
     }
@@ -426,10 +426,11 @@ class Job {
     for (Shard& shard : shards_) {
       NIBBLE_ASSIGN_OR_RETURN(const auto note, output_->ReadNote(shard.name));
       if (!note) continue;
-      // The note is written first: the shard counts only if it is there, too.
-      if (!SafetensorsReader::Open(absl::StrCat(output_->path(), "/", shard.name)).ok()) continue;
+      const auto stamp = FileStamp(absl::StrCat(output_->path(), "/", shard.name));
+      if (!stamp.ok()) continue;
       try {
         const Json json = Json::parse(*note);
+        if (json.at("file") != *stamp) continue;  // somebody else wrote it
         for (const Json& error : json.at("tensors")) shard.errors.push_back(FromJson(error));
         shard.warnings = json.at("warnings").get<std::vector<std::string>>();
       } catch (const nlohmann::json::exception&) {
@@ -699,12 +700,14 @@ class Job {
       std::ranges::move(slots_[i].errors, std::back_inserter(shard.errors));
       std::ranges::move(slots_[i].warnings, std::back_inserter(shard.warnings));
     }
-    Json note = {{"tensors", Json::array()}, {"warnings", shard.warnings}};
-    for (const TensorError& error : shard.errors) note["tensors"].push_back(ToJson(error));
-    NIBBLE_RETURN_IF_ERROR(output_->WriteNote(shard.name, note.dump()));
     const auto writer = writers_.find(index);
     NIBBLE_RETURN_IF_ERROR(writer->second->Commit());
     writers_.erase(writer);
+    NIBBLE_ASSIGN_OR_RETURN(const std::string stamp,
+                            FileStamp(absl::StrCat(output_->path(), "/", shard.name)));
+    Json note = {{"file", stamp}, {"tensors", Json::array()}, {"warnings", shard.warnings}};
+    for (const TensorError& error : shard.errors) note["tensors"].push_back(ToJson(error));
+    NIBBLE_RETURN_IF_ERROR(output_->WriteNote(shard.name, note.dump()));
     output_->Keep(shard.name);
     return absl::OkStatus();
   }

@@ -168,15 +168,24 @@ absl::StatusOr<Index> ParseIndex(const std::string& text) {
 struct File {
   std::string name;  // relative
   uint64_t bytes = 0;
-  int64_t modified = 0;  // in nanoseconds
+  // In nanoseconds. `changed` can't be set back, as copying tools do with `modified`.
+  int64_t modified = 0, changed = 0;
 };
+
+int64_t Nanoseconds(const timespec& time) {
+  return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
+}
+
+File FileOf(std::string name, const struct stat& info) {
+  return {std::move(name), static_cast<uint64_t>(info.st_size), Nanoseconds(info.st_mtim),
+          Nanoseconds(info.st_ctim)};
+}
 
 absl::StatusOr<File> StatFile(const std::string& folder, const std::string& name) {
   struct stat info;
   const std::string path = absl::StrCat(folder, "/", name);
   if (stat(path.c_str(), &info) != 0) return ErrnoStatus(path, "stat");
-  return File{name, static_cast<uint64_t>(info.st_size),
-              info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec};
+  return FileOf(name, info);
 }
 
 // All regular files that are not hidden, sorted by name.
@@ -208,8 +217,7 @@ absl::StatusOr<std::vector<File>> ListFiles(const std::string& folder) {
         }
         below.emplace_back(name + "/", depth + 1);
       } else if (S_ISREG(info.st_mode)) {
-        files.push_back({name, static_cast<uint64_t>(info.st_size),
-                         info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec});
+        files.push_back(FileOf(name, info));
       }
       if (files.size() + below.size() > kMaxFiles) {
         return absl::InvalidArgumentError(absl::StrCat(
@@ -361,6 +369,7 @@ std::string FingerprintOf(const std::vector<File>& files, const std::string& con
     hash.Add(file.name);
     hash.Add(file.bytes);
     hash.Add(static_cast<uint64_t>(file.modified));
+    hash.Add(static_cast<uint64_t>(file.changed));
   }
   for (const SafetensorsReader& shard : shards) {
     hash.Add(shard.tensors().size());
@@ -434,6 +443,11 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
   for (const std::string& shard : shards) {
     absl::StatusOr<SafetensorsReader> reader =
         SafetensorsReader::Open(absl::StrCat(path, "/", shard));
+    if (absl::IsNotFound(reader.status()) && index) {
+      return absl::DataLossError(absl::StrCat(
+          Printable(index_path), ": expected ", Printable(shard),
+          ", which it names, in the folder, got no such file; is the download complete?"));
+    }
     if (!reader.ok() && index) {
       return Annotate(reader.status(), absl::StrCat("a shard that ", kShardIndexFile, " names"));
     }
@@ -472,7 +486,12 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
         file.name == "hf_quant_config.json" || counted.contains(file.name)) {
       continue;
     }
-    (IsWeights(file.name) ? folder.unread_weights_ : folder.other_files_).push_back(file.name);
+    if (IsWeights(file.name)) {
+      folder.unread_weights_.push_back(file.name);
+    } else {
+      folder.other_files_.push_back(file.name);
+      folder.other_bytes_ += file.bytes;
+    }
   }
   counted.insert(folder.other_files_.begin(), folder.other_files_.end());
   folder.fingerprint_ = FingerprintOf(files, folder.config_json_, folder.shards_, counted);

@@ -60,6 +60,7 @@ class ModelFolder {
   // hf_quant_config.json, which speaks of the source's tensors, and weights. Folders that are
   // symbolic links are not entered.
   const std::vector<std::string>& other_files() const { return other_files_; }
+  uint64_t other_bytes() const { return other_bytes_; }  // of all of them
 
   // Weights that are neither read nor to be copied: safetensors of no part of the model, the same
   // model in other formats (*.bin, *.pth, *.gguf, *.onnx ...), and indexes. By name, relative.
@@ -76,6 +77,7 @@ class ModelFolder {
   std::vector<SafetensorsReader> shards_;
   std::vector<FolderTensor> tensors_;
   std::vector<std::string> other_files_, unread_weights_;
+  uint64_t other_bytes_ = 0;
   std::string fingerprint_;
 };
 

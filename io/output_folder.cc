@@ -273,6 +273,12 @@ absl::Status OutputFolder::Finish() {
   return RemoveAll(StatePath(out_));
 }
 
+absl::StatusOr<std::string> FileStamp(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) return ErrnoStatus(path, "stat");
+  return absl::StrCat(info.st_size, " ", info.st_mtim.tv_sec, " ", info.st_mtim.tv_nsec);
+}
+
 absl::Status CheckSpace(const std::string& folder, uint64_t bytes) {
   std::error_code error;
   fs::path place = fs::absolute(folder, error);

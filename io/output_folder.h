@@ -62,6 +62,10 @@ class OutputFolder {
 // Whether `path` is `folder` or lies in it, wherever links lead; neither has to exist.
 bool IsWithin(const std::string& path, const std::string& folder);
 
+// The size of a file and when its bytes were last written, to tell whether they still are what they
+// were.
+absl::StatusOr<std::string> FileStamp(const std::string& path);
+
 // ResourceExhausted where the file system of `folder`, or of the nearest folder around it that
 // exists, has fewer than `bytes` left.
 absl::Status CheckSpace(const std::string& folder, uint64_t bytes);

@@ -407,6 +407,30 @@ TEST_F(QuantizeModelTest, ARunThatFailedHalfwayIsResumedToTheSameBytes) {
   }
 }
 
+TEST_F(QuantizeModelTest, ResumingDoesNotTrustAShardThatSomebodyTouched) {
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  QuantizeModelRequest request = Request();
+  request.recipe.output.shard_bytes = 15'000;
+  const auto straight = Result(request, Backends());
+  fs::remove_all(request.out);
+  const auto shard = std::ranges::find_if(
+      straight, [](const auto& file) { return file.first.starts_with("model-00001-of-"); });
+  ASSERT_NE(shard, straight.end());
+  const std::string first = request.out + ".partial/" + shard->first;
+  const auto until_first_shard = [&](const QuantizeModelProgress&) {
+    return fs::exists(first) ? absl::CancelledError("stop") : absl::OkStatus();
+  };
+  EXPECT_TRUE(absl::IsCancelled(QuantizeModel(request, Backends(), until_first_shard).status()));
+  std::string bytes = FileBytes(first);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  PutFile(first, bytes);
+  request.resume = true;
+  const auto result = Run(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->resumed_shards, 0);
+  EXPECT_THAT(DifferentFiles(straight, FilesOf(request.out)), IsEmpty());
+}
+
 TEST_F(QuantizeModelTest, RefusesToResumeWithAnotherRecipeSourceOrVersion) {
   ModelOnPaper model = LlamaModel();
   WriteModelFolder(folder_.path("model"), model);
@@ -425,6 +449,22 @@ TEST_F(QuantizeModelTest, RefusesToResumeWithAnotherRecipeSourceOrVersion) {
   WriteModelFolder(folder_.path("model"), model);
   EXPECT_TRUE(refused(Request(), "source"));
   EXPECT_TRUE(Run(Overwriting(Request())).ok());  // which drops it
+}
+
+TEST_F(QuantizeModelTest, RefusesToResumeASourceThatChangedBehindItsTime) {
+  ModelOnPaper model = LlamaModel();
+  WriteModelFolder(folder_.path("model"), model);
+  const auto stopped = [](const QuantizeModelProgress&) { return absl::CancelledError("stop"); };
+  EXPECT_TRUE(absl::IsCancelled(QuantizeModel(Request(), Backends(), stopped).status()));
+  const std::string weights = folder_.path("model/model.safetensors");
+  const auto time = fs::last_write_time(weights);
+  std::string bytes = FileBytes(weights);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  PutFile(weights, bytes);
+  fs::last_write_time(weights, time);
+  QuantizeModelRequest request = Request();
+  request.resume = true;
+  EXPECT_TRUE(IsError(Run(request), absl::StatusCode::kFailedPrecondition, "expected the source"));
 }
 
 // A kept module whose name is a pattern or a component of others' names: the lists of kept modules
