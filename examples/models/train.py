@@ -6,7 +6,7 @@
 The model is written out here, with dropout; perplexity.py then runs the folder in transformers' own
 implementation. On a GPU products are in bf16 and one step is a CUDA graph. Validation text chooses
 among epochs; held-out text is not read. Seeds are fixed, but a GPU's sums are not ordered: a second
-run gives a model that is as good, not the same bytes.
+run need not give the same bytes.
 """
 
 import argparse
