@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
 
 namespace nibble {
 
@@ -39,6 +40,8 @@ class Bpe {
   void Encode(std::string_view word, std::vector<uint32_t>& ids) const;
 
  private:
+  // What two neighbors become. Of tokens of one character each there is one, without a rank, also
+  // where they are neighbors inside of some token: where there is none, no merge ever crosses.
   struct Result {
     uint32_t rank, merged;
   };
@@ -53,9 +56,14 @@ class Bpe {
     uint32_t merged;
   };
 
+  using Symbols = absl::InlinedVector<Symbol, 32>;
+  using Candidates = absl::InlinedVector<Candidate, 32>;
+
+  void MarkCrossings(const std::vector<BpeMerge>& merges);
   const Result* FindMerge(uint32_t left, uint32_t right) const;
-  std::vector<Symbol> Start(std::string_view word) const;
-  void MergeAll(std::vector<Symbol>& symbols) const;
+  Symbols Start(std::string_view word) const;
+  // Of the run of tied symbols that begins with `first`; `heap` is empty before and after.
+  void Merge(Symbols& symbols, int32_t first, Candidates& heap) const;
 
   BpeModel model_;
   absl::flat_hash_map<uint64_t, Result> merges_;
