@@ -21,7 +21,9 @@ struct BpeMerge {
 struct BpeModel {
   // Tokens as they stand in words: bytes of any kind where `by_bytes`, else text.
   absl::flat_hash_map<std::string, uint32_t> vocabulary;
-  std::vector<BpeMerge> merges;  // best first; of several for one pair the last counts
+  // Best first; of several for one pair the last counts. What is merged is longer than its parts,
+  // and no byte token or unknown one.
+  std::vector<BpeMerge> merges;
   bool by_bytes = true;          // words begin as single bytes, else as single characters
   // A character that is no token becomes those of its bytes, where all of them are there.
   std::array<std::optional<uint32_t>, 256> byte_tokens = {};
