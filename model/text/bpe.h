@@ -24,7 +24,7 @@ struct BpeModel {
   // Best first; of several for one pair the last counts. What is merged is longer than its parts,
   // and no byte token or unknown one.
   std::vector<BpeMerge> merges;
-  bool by_bytes = true;          // words begin as single bytes, else as single characters
+  bool by_bytes = true;  // words begin as single bytes, else as single characters
   // A character that is no token becomes those of its bytes, where all of them are there.
   std::array<std::optional<uint32_t>, 256> byte_tokens = {};
   // What is left becomes this, each on its own or a run of them as one; without, it is left out.

@@ -17,7 +17,9 @@ namespace {
 constexpr size_t kMaxJsonBytes = 256'000'000;
 constexpr size_t kMaxModelBytes = 64'000'000;
 constexpr size_t kMaxConfigBytes = 32'000'000;
-constexpr size_t kMaxTextBytes = (size_t{1} << 30);  // of a document; indexes have 32 bits
+// Of a document. Indexes have 32 bits; SentencePiece takes 200 bytes of memory for each of text.
+constexpr size_t kMaxTextBytes = size_t{1} << 30;
+constexpr size_t kMaxSentencePieceBytes = size_t{1} << 25;
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
@@ -28,6 +30,11 @@ class SentencePieceTokenizer final : public Tokenizer {
 
  private:
   absl::Status DoEncode(std::string_view text, std::vector<uint32_t>& ids) const override {
+    if (text.size() > kMaxSentencePieceBytes) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("expected documents of at most ", kMaxSentencePieceBytes,
+                       " bytes for tokenizer.model, got ", text.size()));
+    }
     std::vector<int> pieces;
     const std::string problem = library_.Encode(text, pieces);
     if (!problem.empty()) {
@@ -82,8 +89,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ReadJson(const std::string& path) {
 
 absl::Status Tokenizer::Encode(std::string_view text, std::vector<uint32_t>& ids) const {
   if (text.size() > kMaxTextBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("text: expected at most ", kMaxTextBytes, " bytes, got ", text.size()));
+    return absl::FailedPreconditionError(
+        absl::StrCat("expected documents of at most ", kMaxTextBytes, " bytes, got ", text.size()));
   }
   NIBBLE_RETURN_IF_ERROR(CheckUtf8(text));
   return DoEncode(text, ids);

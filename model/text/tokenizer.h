@@ -19,8 +19,9 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   // Appends the ids of one document, with the special tokens that belong around it (BOS).
-  // FailedPrecondition "line L, byte B: ..." for what is not UTF-8, ResourceExhausted where a
-  // pattern takes too many steps.
+  // FailedPrecondition "line L, byte B: ..." for what is not UTF-8, and for more than 1 GiB (32 MiB
+  // for SentencePiece, whose library takes 200 times that); ResourceExhausted where a pattern takes
+  // too many steps.
   absl::Status Encode(std::string_view text, std::vector<uint32_t>& ids) const;
 
   // All ids are below this.
