@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "io/safetensors.h"
 #include "model/text/json_document.h"
@@ -24,7 +25,7 @@ inline ::testing::AssertionResult SameIds(std::span<const uint32_t> expected,
   const auto shown = [](std::span<const uint32_t> ids, size_t from) {
     std::string text;
     for (size_t i = from; i < std::min(ids.size(), from + 8); ++i) {
-      text += " " + std::to_string(ids[i]);
+      absl::StrAppend(&text, " ", ids[i]);
     }
     return text.empty() ? " the end" : text;
   };
