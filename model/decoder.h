@@ -1,0 +1,72 @@
+// Runs a decoder-only model over token sequences, one layer's weights in memory at a time:
+//
+//   Embed(tokens) --HiddenStates--> RunLayer, once for each layer --HiddenStates--> Logits
+//
+// Results do not depend on the number of threads.
+#ifndef NIBBLE_MODEL_DECODER_H_
+#define NIBBLE_MODEL_DECODER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/dtype.h"
+#include "model/decoder_config.h"
+#include "model/hidden_states.h"
+#include "model/linear_hook.h"
+#include "model/token_set.h"
+#include "model/weight_source.h"
+
+namespace nibble {
+
+struct DecoderOptions {
+  int threads = 0;  // 0 means one for each CPU this process may use
+  // fp32: all activations are. bf16: what a linear layer reads and writes, and the hidden states,
+  // are rounded to bf16; what happens between, and all sums, stay float32. Weights are used as they
+  // are stored, in either.
+  DType dtype = DType::kF32;
+  // Whole sequences are run together up to that many tokens; a longer one is run alone.
+  int64_t batch_tokens = 2048;
+  int64_t logit_rows = 128;  // in a call of LogitsSink
+  // Every expert's inputs are observed for every token; outputs stay those of the routing.
+  bool force_all_experts = false;
+  HiddenStatesOptions hidden_states = {};
+};
+
+// Rows of logits, each config.vocabulary values, from the token `first` on. A status that is not OK
+// ends the run.
+using LogitsSink = std::function<absl::Status(int64_t first, std::span<const float> logits)>;
+
+// Failures name the layer and the tensor: NotFound where one is missing, DataLoss where its shape
+// or type is not what the configuration asks for, FailedPrecondition where it holds NaN or infinity
+// or makes activations that do.
+class Decoder {
+ public:
+  static absl::StatusOr<std::unique_ptr<Decoder>> Make(DecoderConfig config, WeightSource weights,
+                                                       const DecoderOptions& options = {});
+  virtual ~Decoder() = default;
+
+  virtual const DecoderConfig& config() const = 0;
+
+  // What layer 0 reads.
+  virtual absl::StatusOr<HiddenStates> Embed(const TokenSet& tokens) = 0;
+
+  // Runs the layer hidden.next_layer() over all sequences and replaces `hidden` by what the next
+  // one reads. After a failure `hidden` is of no use any more, and later calls say so.
+  virtual absl::Status RunLayer(HiddenStates& hidden, LinearHook* hook = nullptr) = 0;
+
+  // The same without replacing: for hooks only.
+  virtual absl::Status ObserveLayer(const HiddenStates& hidden, LinearHook& hook) = 0;
+
+  // The last norm and lm_head over what the last layer wrote.
+  virtual absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
+                              LinearHook* hook = nullptr) = 0;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_MODEL_DECODER_H_
