@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <limits>
 #include <mutex>
@@ -24,16 +25,38 @@ int UsableCpus() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+void Relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Looks out for `condition` for about as long as it takes to put a thread to sleep and to wake it
+// again, so that loops that follow one another pay for neither. Returns whether it came true.
+template <typename Condition>
+bool SpinUntil(const Condition& condition) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (condition()) return true;
+      Relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
 }  // namespace
 
 struct ThreadPool::State {
   std::mutex caller_mutex;  // one ParallelFor at a time
 
-  std::mutex mutex;
+  std::mutex mutex;  // of those who sleep
   std::condition_variable start, done;
-  uint64_t generation = 0;  // counts jobs; a worker runs each once
-  int busy = 0;             // workers still inside the current job
-  bool stopping = false;
+  std::atomic<uint64_t> generation{0};  // counts jobs; a worker runs each once
+  std::atomic<int> busy{0};             // workers still inside the current job
+  std::atomic<bool> stopping{false};
 
   // The current job.
   const std::function<void(int64_t, int64_t)>* body = nullptr;
@@ -51,16 +74,18 @@ struct ThreadPool::State {
   }
 
   void Work() {
-    uint64_t seen = 0;
-    std::unique_lock lock(mutex);
-    for (;;) {
-      start.wait(lock, [&] { return stopping || generation != seen; });
+    for (uint64_t seen = 0;; ++seen) {
+      const auto called = [&] { return stopping || generation != seen; };
+      if (!SpinUntil(called)) {
+        std::unique_lock lock(mutex);
+        start.wait(lock, called);
+      }
       if (stopping) return;
-      seen = generation;
-      lock.unlock();
       Drain();
-      lock.lock();
-      if (--busy == 0) done.notify_one();
+      if (--busy == 0) {
+        std::lock_guard lock(mutex);  // or the caller could fall asleep just after
+        done.notify_one();
+      }
     }
   }
 };
@@ -107,13 +132,15 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain,
   }
   {
     std::lock_guard lock(s.mutex);
-    ++s.generation;
     s.busy = static_cast<int>(s.workers.size());
+    ++s.generation;
   }
   s.start.notify_all();
   s.Drain();
+  const auto idle = [&] { return s.busy == 0; };
+  if (SpinUntil(idle)) return;
   std::unique_lock lock(s.mutex);
-  s.done.wait(lock, [&] { return s.busy == 0; });
+  s.done.wait(lock, idle);
 }
 
 }  // namespace nibble

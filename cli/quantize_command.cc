@@ -1,8 +1,6 @@
 #include "cli/quantize_command.h"
 
-#include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -12,6 +10,7 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/progress.h"
+#include "io/output_folder.h"
 
 namespace nibble {
 namespace {
@@ -47,14 +46,8 @@ QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
 // A file that is neither in the model's folder nor in the result's, where it would be found to be
 // unwritable only at the end, or would replace a part of them.
 absl::StatusOr<AtomicFile> QuantizeModelCommand::BeginReport() const {
-  std::error_code error;
-  const std::filesystem::path place = std::filesystem::weakly_canonical(report_, error);
   for (const std::string& folder : {request_.model, request_.out, request_.out + ".partial"}) {
-    const std::filesystem::path outer = std::filesystem::weakly_canonical(folder, error);
-    if (std::mismatch(outer.begin(), outer.end(), place.begin(), place.end()).first !=
-        outer.end()) {
-      continue;
-    }
+    if (!IsWithin(report_, folder)) continue;
     return absl::InvalidArgumentError(
         absl::StrCat("--report: expected a file outside of ", folder, ", got ", report_));
   }

@@ -1,8 +1,7 @@
 #include "engine/compare_methods.h"
 
-#include <chrono>
-
 #include "base/status.h"
+#include "base/stopwatch.h"
 
 namespace nibble {
 
@@ -20,11 +19,11 @@ absl::StatusOr<std::vector<MethodRow>> CompareMethods(const MatrixView& x, Backe
 
   std::vector<MethodRow> rows;
   const auto measure = [&](std::string method, const auto& quantize) -> absl::Status {
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, quantize());
     MethodRow row;
     row.method = std::move(method);
-    row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    row.seconds = watch.seconds();
     const double bytes = static_cast<double>(packed.packed.size() + packed.scale.size() +
                                              packed.amax.size() * sizeof(float));
     row.bits_per_weight = 8 * bytes / static_cast<double>(x.size());

@@ -1,6 +1,5 @@
 #include "engine/overlap.h"
 
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -9,13 +8,15 @@
 #include <thread>
 #include <vector>
 
+#include "base/stopwatch.h"
+
 namespace nibble {
 namespace {
 
 // Runs one stage of one task; adds the time it took.
 template <typename Call>
 absl::Status RunStage(const Call& call, double& seconds) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   absl::Status status;
   try {
     status = call();
@@ -24,7 +25,7 @@ absl::Status RunStage(const Call& call, double& seconds) {
   } catch (const std::length_error&) {
     status = absl::ResourceExhaustedError("memory: expected tensors that fit, got larger ones");
   }
-  seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  seconds += watch.seconds();
   return status;
 }
 

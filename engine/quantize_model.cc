@@ -1,8 +1,6 @@
 #include "engine/quantize_model.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <map>
@@ -11,8 +9,9 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/str_format.h"
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "base/stopwatch.h"
 #include "base/text.h"
 #include "calib/calibrator.h"
 #include "engine/calibration.h"
@@ -33,10 +32,6 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kCopyChunkBytes = int64_t{32} << 20;
 // What may be under way besides the largest task, so that the next is read while one is computed.
 constexpr int64_t kWindowBytes = int64_t{384} << 20;
-
-double SecondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // One tensor of the result and where it goes.
 struct Output {
@@ -75,13 +70,14 @@ struct Slot {
 };
 
 struct Shard {
-  std::string name;
-  std::vector<TensorSpec> tensors;
+  std::string name = {};
+  std::vector<TensorSpec> tensors = {};
   uint64_t bytes = 0;
-  int64_t tasks = 0;                // still to be written
-  bool done = false;                // by a run before
-  std::vector<TensorError> errors;  // of its tasks, once it is written
-  std::vector<std::string> warnings;
+  size_t first_task = 0;                 // the others follow it
+  int64_t tasks = 0;                     // still to be written
+  bool done = false;                     // by a run before
+  std::vector<TensorError> errors = {};  // of its tasks, once it is written
+  std::vector<std::string> warnings = {};
 };
 
 template <typename T>
@@ -160,11 +156,10 @@ class Job {
       : request_(request), backends_(backends), progress_(progress) {}
 
   absl::StatusOr<ModelSummary> Run() {
-    const auto start = std::chrono::steady_clock::now();
     NIBBLE_RETURN_IF_ERROR(Prepare());
     if (request_.dry_run) {
       NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes()));
-      return Summary(start);
+      return Summary();
     }
     NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(FolderRequest()));
     output_ = std::move(opened);
@@ -181,7 +176,7 @@ class Job {
       NIBBLE_RETURN_IF_ERROR(WriteOtherFiles());
     }
     NIBBLE_RETURN_IF_ERROR(output_->Finish());
-    return Summary(start);
+    return Summary();
   }
 
  private:
@@ -317,16 +312,7 @@ class Job {
     return absl::OkStatus();
   }
 
-  void AddOutputs(int row, std::vector<Output>& job) {
-    for (OutputTensor& tensor : outputs_of_row_[row]) job.push_back({std::move(tensor), row, 0, 0});
-  }
-
   absl::Status MakeTasks() {
-    outputs_of_row_.resize(plan_.rows.size());
-    for (size_t row = 0; row < plan_.rows.size(); ++row) {
-      NIBBLE_ASSIGN_OR_RETURN(outputs_of_row_[row],
-                              OutputsOf(plan_.rows[row], request_.recipe.output.format));
-    }
     for (size_t i = 0; i < plan_.rows.size(); ++i) {
       const PlanRow& row = plan_.rows[i];
       std::vector<int> rows = {static_cast<int>(i)};
@@ -334,21 +320,26 @@ class Job {
         rows = plan_.groups[row.group].rows;
         if (rows.front() != static_cast<int>(i)) continue;  // done with the group's first
       }
-      AddJob(rows);
+      NIBBLE_RETURN_IF_ERROR(AddJob(rows));
     }
-    NIBBLE_RETURN_IF_ERROR(NameShards());
-    return absl::OkStatus();
+    return NameShards();
   }
 
   // The tasks of rows that belong together, and their tensors in a shard.
-  void AddJob(const std::vector<int>& rows) {
+  absl::Status AddJob(const std::vector<int>& rows) {
     std::vector<Output> job;
-    for (const int row : rows) AddOutputs(row, job);
     uint64_t job_bytes = 0;
-    for (const Output& output : job) job_bytes += BytesOfTensor(output.tensor.tensor);
+    for (const int row : rows) {
+      NIBBLE_ASSIGN_OR_RETURN(std::vector<OutputTensor> tensors,
+                              OutputsOf(plan_.rows[row], request_.recipe.output.format));
+      for (OutputTensor& tensor : tensors) {
+        job_bytes += BytesOfTensor(tensor.tensor);
+        job.push_back({.tensor = std::move(tensor), .row = row});
+      }
+    }
     if (shards_.empty() || (shards_.back().bytes > 0 && shards_.back().bytes + job_bytes >
                                                             request_.recipe.output.shard_bytes)) {
-      shards_.emplace_back();
+      shards_.push_back({.first_task = tasks_.size()});
     }
     Shard& shard = shards_.back();
     const int shard_index = static_cast<int>(shards_.size()) - 1;
@@ -361,6 +352,7 @@ class Job {
     }
     shard.bytes += job_bytes;
     AddTasks(rows, shard_index);
+    return absl::OkStatus();
   }
 
   static uint64_t BytesOfTensor(const ModelTensor& tensor) {
@@ -415,9 +407,7 @@ class Job {
 
   absl::Status NameShards() {
     for (size_t i = 0; i < shards_.size(); ++i) {
-      shards_[i].name = shards_.size() == 1 ? "model.safetensors"
-                                            : absl::StrFormat("model-%05d-of-%05d.safetensors",
-                                                              i + 1, shards_.size());
+      shards_[i].name = ShardFileName(i, shards_.size());
     }
     std::map<std::string_view, int> names;
     for (const Output& output : outputs_) {
@@ -462,7 +452,7 @@ class Job {
   // --- The pipeline -----------------------------------------------------------------------------
 
   absl::Status RunTasks() {
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     std::vector<int> order;
     int64_t largest = 0;
     for (size_t i = 0; i < tasks_.size(); ++i) {
@@ -486,7 +476,7 @@ class Job {
       if (!progress_) return absl::OkStatus();
       return progress_({.weights = written_weights_,
                         .all_weights = all_weights_,
-                        .seconds = SecondsSince(start),
+                        .seconds = watch.seconds(),
                         .tensor = TensorOf(task.rows.back()).name});
     };
     return RunOverlapped(stages, static_cast<int>(backends_.size()), largest + kWindowBytes,
@@ -538,17 +528,17 @@ class Job {
     NIBBLE_ASSIGN_OR_RETURN(auto calibrator, MakeWeightCalibrator(first.treatment.weights));
     if (!calibrator->needs_hessians()) return calibrator;
     for (const int row : task.rows) {
-      if (!calibration_) break;
+      if (!calibration_ || !calibrator->fell_back()) break;
       NIBBLE_ASSIGN_OR_RETURN(auto hessians,
                               calibration_->Hessians(plan_.rows[row].module,
                                                      MatrixOf(plan_.rows[row]).second, backend));
-      if (!hessians) continue;
-      NIBBLE_RETURN_IF_ERROR(calibrator->SetHessians(*std::move(hessians)));
-      return calibrator;
+      if (hessians) NIBBLE_RETURN_IF_ERROR(calibrator->SetHessians(*std::move(hessians)));
     }
-    slot.warnings.push_back(absl::StrCat(
-        first.module,
-        ": no activations for local_hessian; its scales are those of the plain sweep"));
+    if (calibrator->fell_back()) {
+      slot.warnings.push_back(absl::StrCat(
+          first.module,
+          ": no activations for local_hessian; its scales are those of the plain sweep"));
+    }
     return calibrator;
   }
 
@@ -705,8 +695,7 @@ class Job {
 
   absl::Status FinishShard(int index) {
     Shard& shard = shards_[index];
-    for (size_t i = 0; i < tasks_.size(); ++i) {
-      if (tasks_[i].shard != index) continue;
+    for (size_t i = shard.first_task; i < tasks_.size() && tasks_[i].shard == index; ++i) {
       std::ranges::move(slots_[i].errors, std::back_inserter(shard.errors));
       std::ranges::move(slots_[i].warnings, std::back_inserter(shard.warnings));
     }
@@ -729,8 +718,6 @@ class Job {
 
   absl::Status WriteOtherFiles() {
     for (const std::string& name : folder_->other_files()) {
-      // Of an earlier quantization; ours, if any, is written below.
-      if (name == "hf_quant_config.json") continue;
       output_->Keep(name);
       NIBBLE_RETURN_IF_ERROR(CopyFile(absl::StrCat(folder_->path(), "/", name),
                                       absl::StrCat(output_->path(), "/", name)));
@@ -743,11 +730,10 @@ class Job {
       weight_map[output.tensor.tensor.name] = shards_[output.shard].name;
     }
     for (const Shard& shard : shards_) total += shard.bytes;
-    const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
-    return WriteFile("model.safetensors.index.json", index.dump(2) + "\n");
+    return WriteFile(kShardIndexFile, ShardIndex(weight_map, total));
   }
 
-  ModelSummary Summary(std::chrono::steady_clock::time_point start) const {
+  ModelSummary Summary() const {
     ModelSummary summary;
     summary.warnings = plan_.warnings;
     for (const PlanRow& row : plan_.rows) {
@@ -766,7 +752,7 @@ class Job {
     }
     summary.shards = static_cast<int>(shards_.size());
     summary.resumed_shards = resumed_shards_;
-    summary.seconds = SecondsSince(start);
+    summary.seconds = watch_.seconds();
     summary.read_seconds = times_.read_seconds;
     summary.compute_seconds = times_.compute_seconds;
     summary.write_seconds = times_.write_seconds;
@@ -776,6 +762,7 @@ class Job {
   const QuantizeModelRequest& request_;
   const std::span<const std::unique_ptr<Backend>> backends_;
   const QuantizeModelSink& progress_;
+  const Stopwatch watch_;
 
   std::optional<ModelFolder> folder_;
   std::unique_ptr<Calibration> calibration_;
@@ -783,7 +770,6 @@ class Job {
   std::vector<ConfigFile> configs_;
   std::vector<float> input_scale_;  // multipliers, by input group
 
-  std::vector<std::vector<OutputTensor>> outputs_of_row_;
   std::vector<Output> outputs_;
   std::map<int, std::vector<const Output*>> outputs_of_;  // by row; into outputs_
   std::vector<Shard> shards_;

@@ -3,15 +3,18 @@
 #include <algorithm>
 #include <cstddef>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string_view>
 #include <vector>
 
-#include "absl/strings/str_format.h"
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "base/tensor_view.h"
 #include "engine/synthetic.h"
 #include "io/atomic_file.h"
+#include "io/model_folder.h"
+#include "io/safetensors.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -68,44 +71,34 @@ Json ConfigOf(const SyntheticModelShape& s) {
           {"vocab_size", s.vocabulary}};
 }
 
-// `buffer`, again and again from `offset` on.
-absl::Status AppendTiled(AtomicFile& file, std::span<const std::byte> buffer, uint64_t offset,
-                         uint64_t bytes) {
-  offset %= buffer.size();
-  while (bytes > 0) {
-    const uint64_t part = std::min<uint64_t>(bytes, buffer.size() - offset);
-    NIBBLE_RETURN_IF_ERROR(file.Append(buffer.subspan(offset, part)));
-    bytes -= part;
-    offset = 0;
+// `buffer`, again and again from `phase` on.
+absl::Status WriteTiled(SafetensorsWriter& file, size_t tensor, uint64_t bytes,
+                        std::span<const std::byte> buffer, uint64_t phase) {
+  phase %= buffer.size();
+  for (uint64_t at = 0; at < bytes;) {
+    const uint64_t part = std::min<uint64_t>(bytes - at, buffer.size() - phase);
+    NIBBLE_RETURN_IF_ERROR(file.Write(tensor, at, buffer.subspan(phase, part)));
+    at += part;
+    phase = 0;
   }
   return absl::OkStatus();
 }
 
 absl::Status WriteShard(const std::string& path, std::span<const Item> items, size_t first_number,
                         std::span<const std::byte> weights) {
-  Json header = {{"__metadata__", {{"format", "pt"}}}};
-  uint64_t begin = 0;
-  for (const Item& item : items) {
-    header[item.name] = {{"dtype", "BF16"},
-                         {"shape", item.shape},
-                         {"data_offsets", Json::array({begin, begin + item.bytes()})}};
-    begin += item.bytes();
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  std::string length;
-  for (int i = 0; i < 8; ++i) length.push_back(static_cast<char>(text.size() >> (8 * i)));
-  NIBBLE_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Create(path));
-  NIBBLE_RETURN_IF_ERROR(file.Append(length + text));
+  std::vector<TensorSpec> specs;
+  for (const Item& item : items) specs.push_back({item.name, DType::kBf16, item.shape});
+  NIBBLE_ASSIGN_OR_RETURN(SafetensorsWriter file,
+                          SafetensorsWriter::Create(path, specs, {{"format", "pt"}}));
   for (size_t i = 0; i < items.size(); ++i) {
     if (items[i].shape.size() == 1) {
       const std::vector<std::byte> ones =
           ToBytes(std::vector<float>(items[i].shape[0], 1.0f), DType::kBf16);
-      NIBBLE_RETURN_IF_ERROR(file.Append(ones));
+      NIBBLE_RETURN_IF_ERROR(file.Write(i, 0, ones));
     } else {
-      // Offsets of whole blocks, far apart.
-      const uint64_t offset = (first_number + i) * uint64_t{32} * 77'747;
-      NIBBLE_RETURN_IF_ERROR(AppendTiled(file, weights, offset, items[i].bytes()));
+      // Phases of whole blocks, far apart.
+      const uint64_t phase = (first_number + i) * uint64_t{32} * 77'747;
+      NIBBLE_RETURN_IF_ERROR(WriteTiled(file, i, items[i].bytes(), weights, phase));
     }
   }
   return file.Commit();
@@ -138,19 +131,17 @@ absl::StatusOr<SyntheticModelSummary> WriteSyntheticModel(const std::string& fol
   constexpr int64_t kValues = 8 << 20;
   const std::vector<std::byte> weights =
       ToBytes(SyntheticValues(Distribution::kWeightLike, kValues, /*seed=*/8), DType::kBf16);
-  Json map = Json::object();
+  std::map<std::string, std::string> file_of_tensor;
   size_t begin = 0;
   for (size_t shard = 0; shard < ends.size(); ++shard) {
-    const std::string name =
-        absl::StrFormat("model-%05d-of-%05d.safetensors", shard + 1, ends.size());
+    const std::string name = ShardFileName(shard, ends.size());
     const std::span<const Item> part(&items[begin], ends[shard] - begin);
     NIBBLE_RETURN_IF_ERROR(WriteShard(folder + "/" + name, part, begin, weights));
-    for (const Item& item : part) map[item.name] = name;
+    for (const Item& item : part) file_of_tensor[item.name] = name;
     begin = ends[shard];
   }
-  const Json index = {{"metadata", {{"total_size", summary.bytes}}}, {"weight_map", map}};
-  NIBBLE_RETURN_IF_ERROR(
-      WriteFileAtomically(folder + "/model.safetensors.index.json", index.dump(2) + "\n"));
+  NIBBLE_RETURN_IF_ERROR(WriteFileAtomically(folder + "/" + kShardIndexFile,
+                                             ShardIndex(file_of_tensor, summary.bytes)));
   NIBBLE_RETURN_IF_ERROR(
       WriteFileAtomically(folder + "/config.json", ConfigOf(shape).dump(2) + "\n"));
   NIBBLE_RETURN_IF_ERROR(WriteFileAtomically(folder + "/tokenizer.json", "{}\n"));

@@ -1,11 +1,11 @@
 #include "engine/tensor_ops.h"
 
-#include <chrono>
 #include <map>
 #include <vector>
 
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "base/stopwatch.h"
 #include "base/tensor_view.h"
 #include "base/text.h"
 #include "io/atomic_file.h"
@@ -14,10 +14,6 @@
 
 namespace nibble {
 namespace {
-
-double SecondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 struct LoadedTensor {
   std::vector<std::byte> bytes;
@@ -191,11 +187,11 @@ absl::StatusOr<QuantizeSummary> QuantizeTensor(const TensorFile& in, const std::
   const absl::StatusOr<MatrixView> x = tensor.matrix();
   if (!x.ok()) return Annotate(x.status(), Place(in));
 
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const absl::StatusOr<PackedTensor> packed = backend.Quantize(params, *x);
   if (!packed.ok()) return Annotate(packed.status(), Place(in));
   const PackedLayout& layout = packed->layout;
-  QuantizeSummary summary = {layout.rows, layout.cols, SecondsSince(start), std::nullopt};
+  QuantizeSummary summary = {layout.rows, layout.cols, watch.seconds(), std::nullopt};
   if (!params.columnwise && params.rht == Rht::kNone) {
     NIBBLE_ASSIGN_OR_RETURN(summary.error, backend.MeasureError(*x, packed->view()));
   }
@@ -221,12 +217,11 @@ absl::StatusOr<SweepSummary> SweepTensor(const TensorFile& in, const std::string
   const absl::StatusOr<MatrixView> x = tensor.matrix();
   if (!x.ok()) return Annotate(x.status(), Place(in));
 
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const absl::StatusOr<SweepResult> result = Search(request, reader, *x, backend);
   if (!result.ok()) return Annotate(result.status(), Place(in));
   const int64_t blocks = static_cast<int64_t>(result->code.size());
-  const SweepSummary summary = {blocks, result->evaluations, result->near_ties,
-                                SecondsSince(start)};
+  const SweepSummary summary = {blocks, result->evaluations, result->near_ties, watch.seconds()};
 
   std::vector<TensorToWrite> tensors = {
       {"best_amax", DType::kF32, {blocks}, BytesOf(result->best_amax)},

@@ -14,6 +14,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
 #include "base/fingerprint.h"
 #include "base/status.h"
 #include "base/text.h"
@@ -26,7 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kConfigName = "config.json";
-constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kSingleName = "model.safetensors";
 constexpr std::string_view kShardSuffix = ".safetensors";
 
@@ -329,7 +329,8 @@ std::string NameOfTensor(std::string_view name) { return absl::StrCat("tensor ",
 absl::Status CheckIndex(const Index& index, const std::vector<FolderTensor>& tensors) {
   const auto says = [&](const std::pair<std::string, int>& entry) {
     return absl::StrCat(NameOfTensor(entry.first), ": expected in ",
-                        Printable(index.files[entry.second]), ", as ", kIndexName, " says, got ");
+                        Printable(index.files[entry.second]), ", as ", kShardIndexFile,
+                        " says, got ");
   };
   auto entry = index.tensors.begin();
   for (const FolderTensor& tensor : tensors) {
@@ -337,7 +338,8 @@ absl::Status CheckIndex(const Index& index, const std::vector<FolderTensor>& ten
     const std::string file = Printable(index.files[tensor.shard]);
     if (entry == index.tensors.end() || entry->first > name) {
       return absl::DataLossError(absl::StrCat(NameOfTensor(name), ": expected an entry in ",
-                                              kIndexName, ", as it is in ", file, ", got none"));
+                                              kShardIndexFile, ", as it is in ", file,
+                                              ", got none"));
     }
     if (entry->first < name) break;
     if (entry->second != tensor.shard) {
@@ -379,6 +381,18 @@ std::string FingerprintOf(const std::vector<File>& files, const std::string& con
 
 }  // namespace
 
+std::string ShardFileName(size_t shard, size_t shards) {
+  if (shards == 1) return kSingleName;
+  return absl::StrFormat("model-%05d-of-%05d.safetensors", shard + 1, shards);
+}
+
+std::string ShardIndex(const std::map<std::string, std::string>& file_of_tensor,
+                       uint64_t tensor_bytes) {
+  const nlohmann::ordered_json index = {{"metadata", {{"total_size", tensor_bytes}}},
+                                        {"weight_map", file_of_tensor}};
+  return index.dump(2) + "\n";
+}
+
 absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) return ErrnoStatus(path, "open");
@@ -400,18 +414,18 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
   NIBBLE_ASSIGN_OR_RETURN(std::vector<File> files, ListFiles(path));
   std::optional<Index> index;
   std::vector<std::string> shards;
-  const std::string index_path = absl::StrCat(path, "/", kIndexName);
+  const std::string index_path = absl::StrCat(path, "/", kShardIndexFile);
   const auto listed = [&](std::string_view name) {
     return std::ranges::binary_search(files, name, {}, &File::name);
   };
-  if (listed(kIndexName)) {
+  if (listed(kShardIndexFile)) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(index_path, kMaxIndexBytes));
     absl::StatusOr<Index> parsed = ParseIndex(text);
     if (!parsed.ok()) return Annotate(parsed.status(), Printable(index_path));
     index = *std::move(parsed);
     shards = index->files;
     if (listed(kSingleName) && !std::ranges::binary_search(shards, std::string_view(kSingleName))) {
-      return TwoModels(path, absl::StrCat(kIndexName, ", which does not name it"));
+      return TwoModels(path, absl::StrCat(kShardIndexFile, ", which does not name it"));
     }
   } else {
     NIBBLE_ASSIGN_OR_RETURN(shards, FindShards(path, files));
@@ -421,7 +435,7 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
     absl::StatusOr<SafetensorsReader> reader =
         SafetensorsReader::Open(absl::StrCat(path, "/", shard));
     if (!reader.ok() && index) {
-      return Annotate(reader.status(), absl::StrCat("a shard that ", kIndexName, " names"));
+      return Annotate(reader.status(), absl::StrCat("a shard that ", kShardIndexFile, " names"));
     }
     NIBBLE_RETURN_IF_ERROR(reader.status());
     folder.shards_.push_back(*std::move(reader));
@@ -454,7 +468,7 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
     files.insert(std::ranges::lower_bound(files, shard, {}, &File::name), std::move(file));
   }
   for (const File& file : files) {
-    if (file.name == kConfigName || file.name == kIndexName ||
+    if (file.name == kConfigName || file.name == kShardIndexFile ||
         file.name == "hf_quant_config.json" || counted.contains(file.name)) {
       continue;
     }

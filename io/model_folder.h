@@ -11,6 +11,9 @@
 #ifndef NIBBLE_IO_MODEL_FOLDER_H_
 #define NIBBLE_IO_MODEL_FOLDER_H_
 
+#include <cstddef>
+#include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,6 +23,13 @@
 #include "io/safetensors.h"
 
 namespace nibble {
+
+// How a folder's safetensors are named, and the file that says which tensor is in which, where
+// there are several.
+inline constexpr char kShardIndexFile[] = "model.safetensors.index.json";
+std::string ShardFileName(size_t shard, size_t shards);
+std::string ShardIndex(const std::map<std::string, std::string>& file_of_tensor,
+                       uint64_t tensor_bytes);
 
 struct FolderTensor {
   const TensorInfo* info = nullptr;

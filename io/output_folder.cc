@@ -67,22 +67,14 @@ std::string WithoutSlash(std::string path) {
   return path;
 }
 
-// Whether `inner` is `outer` or lies in it.
-bool IsWithin(const fs::path& inner, const fs::path& outer) {
-  const auto [end, _] = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end());
-  return end == outer.end();
-}
-
 absl::Status CheckPlace(const OutputFolderRequest& request, const std::string& out) {
   if (out.empty()) return absl::InvalidArgumentError("--out: expected a folder, got nothing");
-  std::error_code error;
-  const fs::path source = fs::weakly_canonical(request.source, error);
-  const fs::path target = fs::weakly_canonical(out, error);
-  if (!error && (IsWithin(target, source) || IsWithin(source, target))) {
+  if (IsWithin(out, request.source) || IsWithin(request.source, out)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--out: expected a folder apart from the model's, got ", out, " for ",
                      request.source, "; the source is never touched"));
   }
+  std::error_code error;
   if (Exists(out) && (!IsFolder(out) || fs::is_symlink(out, error))) {
     return absl::InvalidArgumentError(
         absl::StrCat("--out: expected a folder or a name that is free, got ", out));
@@ -150,6 +142,15 @@ bool WasCompleted(const std::string& out) { return Exists(NotePath(out, kIdentit
 bool IsPartial(const std::string& folder) { return IsFolder(StatePath(folder)); }
 
 }  // namespace
+
+bool IsWithin(const std::string& path, const std::string& folder) {
+  std::error_code error;
+  const fs::path inner = fs::weakly_canonical(path, error);
+  if (error) return false;
+  const fs::path outer = fs::weakly_canonical(folder, error);
+  if (error) return false;
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
 
 absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
   const std::string out = WithoutSlash(request.out);

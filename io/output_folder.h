@@ -59,6 +59,9 @@ class OutputFolder {
   std::set<std::string> kept_;
 };
 
+// Whether `path` is `folder` or lies in it, wherever links lead; neither has to exist.
+bool IsWithin(const std::string& path, const std::string& folder);
+
 // ResourceExhausted where the file system of `folder`, or of the nearest folder around it that
 // exists, has fewer than `bytes` left.
 absl::Status CheckSpace(const std::string& folder, uint64_t bytes);

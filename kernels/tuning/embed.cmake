@@ -86,10 +86,5 @@ std::span<const ShippedFile> ShippedTuningFiles() { return kShippedFiles; }
 }  // namespace nibble
 ")
 # An unchanged file keeps its time, so that nothing is built again.
-set(old "")
-if(EXISTS ${OUT})
-  file(READ ${OUT} old)
-endif()
-if(NOT old STREQUAL cc)
-  file(WRITE ${OUT} "${cc}")
-endif()
+file(WRITE ${OUT}.new "${cc}")
+file(COPY_FILE ${OUT}.new ${OUT} ONLY_IF_DIFFERENT)
