@@ -25,13 +25,12 @@ namespace nibble {
 
 struct DecoderOptions {
   int threads = 0;  // 0 means one for each CPU this process may use
-  // fp32: all activations are. bf16: what a linear layer reads and writes, and the hidden states,
-  // are rounded to bf16; what happens between, and all sums, stay float32. Weights are used as they
-  // are stored, in either.
+  // What linear layers read, and hidden states between layers, are rounded to: fp32 or bf16. All
+  // sums, and what is between, are float32; weights are used as they are stored.
   DType dtype = DType::kF32;
   // Whole sequences are run together up to that many tokens; a longer one is run alone.
   int64_t batch_tokens = 2048;
-  int64_t logit_rows = 128;  // in a call of LogitsSink
+  int64_t logit_rows = 256;  // in a call of LogitsSink
   // Every expert's inputs are observed for every token; outputs stay those of the routing.
   bool force_all_experts = false;
   HiddenStatesOptions hidden_states = {};
