@@ -96,12 +96,8 @@ class LayerwiseDecoder final : public Decoder {
   absl::Status ObserveLayer(const HiddenStates& hidden, LinearHook& hook) override;
   absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
                       LinearHook* hook) override;
-  absl::StatusOr<std::unique_ptr<LogitsReader>> ReadLogits(const HiddenStates& hidden,
-                                                           LinearHook* hook) override;
 
  private:
-  class HeadReader;
-
   std::string EmbeddingName() const { return "model.embed_tokens.weight"; }
 
   // Checks all that is said of tensors in decoder.h.
@@ -450,59 +446,29 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
   return absl::OkStatus();
 }
 
-class LayerwiseDecoder::HeadReader final : public LogitsReader {
- public:
-  HeadReader(LayerwiseDecoder& decoder, const HiddenStates& hidden, LinearHook* hook,
-             DeviceMatrix norm, LinearWeights linear)
-      : decoder_(decoder),
-        hidden_(hidden),
-        hook_(hook),
-        norm_(std::move(norm)),
-        linear_(std::move(linear)) {}
-
-  absl::StatusOr<std::span<const float>> Read(int64_t first, int64_t count) override {
-    const DecoderConfig& config = decoder_.config_;
-    LayerOps& ops = *decoder_.ops_;
-    values_.resize(count * config.hidden);
-    NIBBLE_RETURN_IF_ERROR(hidden_.Read(first, values_));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops.Allocate(count, config.hidden));
-    NIBBLE_ASSIGN_OR_RETURN(logits_, ops.Allocate(count, config.vocabulary));
-    NIBBLE_RETURN_IF_ERROR(ops.Upload(values_, x));
-    NIBBLE_RETURN_IF_ERROR(ops.RmsNorm(x, norm_, config.rms_norm_eps, Result::kLinearInput, x));
-    const std::vector<int64_t> tokens = Counted(first, count);
-    const Run run{config.layers, &linear_, hook_};
-    NIBBLE_RETURN_IF_ERROR(decoder_.Linear(run, 0, {tokens}, x, std::span(&logits_, 1)));
-    return ops.Download(logits_, room_);
-  }
-
- private:
-  LayerwiseDecoder& decoder_;
-  const HiddenStates& hidden_;
-  LinearHook* const hook_;
-  const DeviceMatrix norm_;
-  const LinearWeights linear_;
-  DeviceMatrix logits_;  // what Read returned lies in it, or in room_
-  UninitializedVector<float> values_, room_;
-};
-
-absl::StatusOr<std::unique_ptr<LogitsReader>> LayerwiseDecoder::ReadLogits(
-    const HiddenStates& hidden, LinearHook* hook) {
+absl::Status LayerwiseDecoder::Logits(const HiddenStates& hidden, const LogitsSink& sink,
+                                      LinearHook* hook) {
   NIBBLE_RETURN_IF_ERROR(CheckStates(hidden, /*after_last=*/true));
-  NIBBLE_ASSIGN_OR_RETURN(DeviceMatrix norm, PlaceWeight("model.norm.weight", {config_.hidden}));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix norm,
+                          PlaceWeight("model.norm.weight", {config_.hidden}));
   const LinearModule head = HeadModule(config_);
   LinearWeights linear;
   NIBBLE_RETURN_IF_ERROR(
       AddLinear(head, config_.tied_embeddings ? EmbeddingName() : head.name + ".weight", linear));
-  return std::make_unique<HeadReader>(*this, hidden, hook, std::move(norm), std::move(linear));
-}
-
-absl::Status LayerwiseDecoder::Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                                      LinearHook* hook) {
-  NIBBLE_ASSIGN_OR_RETURN(const auto reader, ReadLogits(hidden, hook));
+  const Run run{config_.layers, &linear, hook};
+  UninitializedVector<float> values, room;
   for (int64_t first = 0; first < hidden.tokens(); first += options_.logit_rows) {
     const int64_t count = std::min(options_.logit_rows, hidden.tokens() - first);
-    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> logits, reader->Read(first, count));
-    NIBBLE_RETURN_IF_ERROR(sink(first, logits));
+    values.resize(count * config_.hidden);
+    NIBBLE_RETURN_IF_ERROR(hidden.Read(first, values));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops_->Allocate(count, config_.hidden));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix logits, ops_->Allocate(count, config_.vocabulary));
+    NIBBLE_RETURN_IF_ERROR(ops_->Upload(values, x));
+    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, norm, config_.rms_norm_eps, Result::kLinearInput, x));
+    const std::vector<int64_t> tokens = Counted(first, count);
+    NIBBLE_RETURN_IF_ERROR(Linear(run, 0, {tokens}, x, std::span(&logits, 1)));
+    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> result, ops_->Download(logits, room));
+    NIBBLE_RETURN_IF_ERROR(sink(first, result));
   }
   return absl::OkStatus();
 }

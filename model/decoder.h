@@ -40,16 +40,6 @@ struct DecoderOptions {
 // ends the run.
 using LogitsSink = std::function<absl::Status(int64_t first, std::span<const float> logits)>;
 
-// The logits of any tokens, while lm_head is held.
-class LogitsReader {
- public:
-  virtual ~LogitsReader() = default;
-
-  // Rows of config.vocabulary values, of the tokens first .. first + count - 1; valid until the
-  // next call.
-  virtual absl::StatusOr<std::span<const float>> Read(int64_t first, int64_t count) = 0;
-};
-
 // Failures name the layer and the tensor: NotFound where one is missing, DataLoss where its shape
 // or type is not what the configuration asks for, FailedPrecondition where it holds NaN or infinity
 // or makes activations that do.
@@ -74,9 +64,6 @@ class Decoder {
   // The last norm and lm_head over what the last layer wrote.
   virtual absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
                               LinearHook* hook = nullptr) = 0;
-  // The same to be read piece by piece. Decoder, hidden states and hook outlive the reader.
-  virtual absl::StatusOr<std::unique_ptr<LogitsReader>> ReadLogits(const HiddenStates& hidden,
-                                                                   LinearHook* hook = nullptr) = 0;
 };
 
 }  // namespace nibble
