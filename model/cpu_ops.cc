@@ -15,12 +15,21 @@
 namespace nibble {
 namespace {
 
-// A product is cut into tiles of so many rows of x and of the weight. Large enough for BLAS to run
-// at its speed, small enough to keep several cores busy.
-constexpr int64_t kTileTokens = 512, kTileOutputs = 256;
+// A product is cut into tiles of so many rows of x and, unless there would be few, of the weight.
+// Large enough for BLAS to run at its speed, many enough to keep several cores busy.
+constexpr int64_t kTileTokens = 512, kTileOutputs = 256, kLeastTileOutputs = 128;
+constexpr int64_t kManyTiles = 16;
 constexpr int64_t kQueryRows = 64;             // of attention
 constexpr int64_t kElementsInPiece = 1 << 15;  // of elementwise work
 constexpr int kLanes = 16;                     // of sums
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Of a product with so many tiles of x: depends on shapes alone.
+int64_t TileOutputs(int64_t tiles_x, int64_t outputs) {
+  const int64_t wanted = CeilDivide(outputs, CeilDivide(kManyTiles, tiles_x));
+  return wanted <= kLeastTileOutputs ? kLeastTileOutputs : kTileOutputs;
+}
 
 float* Floats(const DeviceMatrix& x) { return static_cast<float*>(x.memory.get()); }
 
@@ -120,12 +129,13 @@ class CpuOps final : public LayerOps {
                       const DeviceMatrix& out) override {
     const int64_t depth = x.cols;
     const std::vector<float> added = bias.empty() ? std::vector<float>() : Widened(bias);
-    const int64_t tiles_x = (x.rows + kTileTokens - 1) / kTileTokens;
-    const int64_t tiles_w = (weight.rows + kTileOutputs - 1) / kTileOutputs;
+    const int64_t tiles_x = CeilDivide(x.rows, kTileTokens);
+    const int64_t tile_outputs = TileOutputs(tiles_x, weight.rows);
+    const int64_t tiles_w = CeilDivide(weight.rows, tile_outputs);
     pool_.ParallelFor(tiles_x * tiles_w, 1, [&](int64_t tile, int64_t) {
-      const int64_t row = tile % tiles_x * kTileTokens, col = tile / tiles_x * kTileOutputs;
+      const int64_t row = tile % tiles_x * kTileTokens, col = tile / tiles_x * tile_outputs;
       const int64_t rows = std::min(kTileTokens, x.rows - row);
-      const int64_t cols = std::min(kTileOutputs, weight.rows - col);
+      const int64_t cols = std::min(tile_outputs, weight.rows - col);
       const float* panel = Floats(weight) + col * depth;
       if (weight.dtype != DType::kF32) {
         float* widened = ThreadScratch(cols * depth);
