@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "model/vector_exp.h"
 #include "quant/numerics/float_bits.h"
 
 namespace nibble {
@@ -56,15 +57,32 @@ float SumOfSquares(const float* x, int64_t count) {
   return std::accumulate(lanes, lanes + kLanes, 0.0f);
 }
 
+float Largest(const float* x, int64_t count) {
+  float lanes[kLanes];
+  std::fill(lanes, lanes + kLanes, x[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+  }
+  for (; i < count; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+float Sum(const float* x, int64_t count) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
+  }
+  for (; i < count; ++i) lanes[0] += x[i];
+  return std::accumulate(lanes, lanes + kLanes, 0.0f);
+}
+
 // x = exp(x - max) / sum, over [0, count).
 void Softmax(float* x, int64_t count) {
-  const float max = *std::max_element(x, x + count);
-  float sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    x[i] = std::exp(x[i] - max);
-    sum += x[i];
-  }
-  const float factor = 1.0f / sum;
+  const float max = Largest(x, count);
+  for (int64_t i = 0; i < count; ++i) x[i] = VectorExp(x[i] - max);
+  const float factor = 1.0f / Sum(x, count);
   for (int64_t i = 0; i < count; ++i) x[i] *= factor;
 }
 
@@ -219,9 +237,9 @@ class CpuOps final : public LayerOps {
 
   absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up) override {
     ForElements(gate, [&](int64_t begin, int64_t end) {
-      float* g = Floats(gate);
-      const float* u = Floats(up);
-      for (int64_t i = begin; i < end; ++i) g[i] = g[i] / (1.0f + std::exp(-g[i])) * u[i];
+      float* __restrict g = Floats(gate);
+      const float* __restrict u = Floats(up);
+      for (int64_t i = begin; i < end; ++i) g[i] = g[i] / (1.0f + VectorExp(-g[i])) * u[i];
       RoundRow(g + begin, end - begin);
     });
     return absl::OkStatus();

@@ -81,9 +81,12 @@ struct Rows {
 };
 
 class LayerwiseDecoder final : public Decoder {
+  class Head;
+
  public:
   LayerwiseDecoder(DecoderConfig config, WeightSource weights, const DecoderOptions& options)
-      : config_(std::move(config)),
+      : Decoder(options.logit_rows),
+        config_(std::move(config)),
         weights_(std::move(weights)),
         options_(options),
         pool_(options.threads),
@@ -94,8 +97,7 @@ class LayerwiseDecoder final : public Decoder {
   absl::StatusOr<HiddenStates> Embed(const TokenSet& tokens) override;
   absl::Status RunLayer(HiddenStates& hidden, LinearHook* hook) override;
   absl::Status ObserveLayer(const HiddenStates& hidden, LinearHook& hook) override;
-  absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                      LinearHook* hook) override;
+  absl::StatusOr<std::unique_ptr<LogitsHead>> LoadHead() override;
 
  private:
   std::string EmbeddingName() const { return "model.embed_tokens.weight"; }
@@ -446,34 +448,61 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
   return absl::OkStatus();
 }
 
-absl::Status LayerwiseDecoder::Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                                      LinearHook* hook) {
-  NIBBLE_RETURN_IF_ERROR(CheckStates(hidden, /*after_last=*/true));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix norm,
-                          PlaceWeight("model.norm.weight", {config_.hidden}));
+class LayerwiseDecoder::Head final : public LogitsHead {
+ public:
+  Head(LayerwiseDecoder& decoder, DeviceMatrix norm, LinearWeights linear)
+      : decoder_(decoder), norm_(std::move(norm)), linear_(std::move(linear)) {}
+
+  absl::StatusOr<std::span<const float>> Logits(const HiddenStates& hidden, int64_t first,
+                                                int64_t count, LinearHook* hook) override {
+    const DecoderConfig& config = decoder_.config_;
+    LayerOps& ops = *decoder_.ops_;
+    NIBBLE_RETURN_IF_ERROR(decoder_.CheckStates(hidden, /*after_last=*/true));
+    if (first < 0 || count < 1 || count > hidden.tokens() || first > hidden.tokens() - count) {
+      return absl::InvalidArgumentError(absl::StrCat("logits: expected some of ", hidden.tokens(),
+                                                     " tokens, got ", count, " from ", first));
+    }
+    values_.resize(count * config.hidden);
+    NIBBLE_RETURN_IF_ERROR(hidden.Read(first, values_));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops.Allocate(count, config.hidden));
+    NIBBLE_ASSIGN_OR_RETURN(logits_, ops.Allocate(count, config.vocabulary));
+    NIBBLE_RETURN_IF_ERROR(ops.Upload(values_, x));
+    NIBBLE_RETURN_IF_ERROR(ops.RmsNorm(x, norm_, config.rms_norm_eps, Result::kLinearInput, x));
+    const std::vector<int64_t> tokens = Counted(first, count);
+    NIBBLE_RETURN_IF_ERROR(
+        decoder_.Linear({config.layers, &linear_, hook}, 0, {tokens}, x, std::span(&logits_, 1)));
+    return ops.Download(logits_, room_);
+  }
+
+ private:
+  LayerwiseDecoder& decoder_;
+  const DeviceMatrix norm_;
+  const LinearWeights linear_;
+  UninitializedVector<float> values_, room_;
+  DeviceMatrix logits_;
+};
+
+absl::StatusOr<std::unique_ptr<LogitsHead>> LayerwiseDecoder::LoadHead() {
+  NIBBLE_ASSIGN_OR_RETURN(DeviceMatrix norm, PlaceWeight("model.norm.weight", {config_.hidden}));
   const LinearModule head = HeadModule(config_);
   LinearWeights linear;
   NIBBLE_RETURN_IF_ERROR(
       AddLinear(head, config_.tied_embeddings ? EmbeddingName() : head.name + ".weight", linear));
-  const Run run{config_.layers, &linear, hook};
-  UninitializedVector<float> values, room;
-  for (int64_t first = 0; first < hidden.tokens(); first += options_.logit_rows) {
-    const int64_t count = std::min(options_.logit_rows, hidden.tokens() - first);
-    values.resize(count * config_.hidden);
-    NIBBLE_RETURN_IF_ERROR(hidden.Read(first, values));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops_->Allocate(count, config_.hidden));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix logits, ops_->Allocate(count, config_.vocabulary));
-    NIBBLE_RETURN_IF_ERROR(ops_->Upload(values, x));
-    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, norm, config_.rms_norm_eps, Result::kLinearInput, x));
-    const std::vector<int64_t> tokens = Counted(first, count);
-    NIBBLE_RETURN_IF_ERROR(Linear(run, 0, {tokens}, x, std::span(&logits, 1)));
-    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> result, ops_->Download(logits, room));
-    NIBBLE_RETURN_IF_ERROR(sink(first, result));
-  }
-  return absl::OkStatus();
+  return std::make_unique<Head>(*this, std::move(norm), std::move(linear));
 }
 
 }  // namespace
+
+absl::Status Decoder::Logits(const HiddenStates& hidden, const LogitsSink& sink, LinearHook* hook) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LogitsHead> head, LoadHead());
+  for (int64_t first = 0; first < hidden.tokens(); first += logit_rows_) {
+    const int64_t count = std::min(logit_rows_, hidden.tokens() - first);
+    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> logits,
+                            head->Logits(hidden, first, count, hook));
+    NIBBLE_RETURN_IF_ERROR(sink(first, logits));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Make(DecoderConfig config, WeightSource weights,
                                                        const DecoderOptions& options) {

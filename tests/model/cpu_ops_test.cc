@@ -9,6 +9,7 @@
 
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
+#include "model/vector_exp.h"
 #include "quant/numerics/float_bits.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/closeness.h"
@@ -190,6 +191,22 @@ TEST(CpuOpsTest, AttentionMixesWhatEachQuerySees) {
                                ops.Matrix(kRows, kKvHeads * kDim, v), out)
                     .ok());
     EXPECT_TRUE(DifferencesBelow(1e-5, expected, ops.Values(out)));
+  }
+}
+
+TEST(VectorExpTest, IsExp) {
+  for (int i = -87000; i <= 87000; ++i) {
+    const float x = static_cast<float>(i) / 1000;
+    const double expected = std::exp(double{x});
+    ASSERT_NEAR(VectorExp(x) / expected, 1, 2.4e-7) << x;
+  }
+  EXPECT_EQ(VectorExp(0), 1);
+  EXPECT_EQ(VectorExp(-1000), VectorExp(-87));
+  EXPECT_EQ(VectorExp(1e30f), VectorExp(87));
+  for (const float x :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
+    EXPECT_TRUE(std::isnan(VectorExp(x))) << x;
   }
 }
 

@@ -140,7 +140,8 @@ TEST(DecoderTest, ObserversSeeWhatARunMultipliesAndChangeNothing) {
       ++modules;
       const auto& record = hook.records[module.name];
       EXPECT_EQ(record.x.size(), record.tokens.size() * module.cols) << module.name;
-      if (module.expert < 0) EXPECT_EQ(record.tokens.size(), kTokens.ids.size()) << module.name;
+      if (module.expert >= 0) continue;
+      EXPECT_EQ(record.tokens.size(), kTokens.ids.size()) << module.name;
     }
   }
   EXPECT_EQ(hook.records.size(), modules);
@@ -249,6 +250,24 @@ TEST(DecoderTest, AFailedLayerLeavesNothingToGoOnWith) {
                       "layer 1: model.layers.1.self_attn.o_proj: enough"));
   EXPECT_TRUE(IsError(decoder->RunLayer(hidden), kFailedPrecondition, "did not fail"));
   EXPECT_TRUE(IsError(decoder->Logits(hidden, {}), kFailedPrecondition, "did not fail"));
+}
+
+TEST(DecoderTest, AHeadGivesAnyRows) {
+  const auto decoder = DecoderOf(LlamaModel({.layers = 1}));
+  HiddenStates hidden = decoder->Embed(kTokens).value();
+  ASSERT_TRUE(decoder->RunLayer(hidden).ok());
+  const std::vector<float> all = LogitsOf(*decoder, hidden);
+  const auto head = decoder->LoadHead().value();
+  for (const auto& [first, count] : {std::pair(50, 7), std::pair(0, 57), std::pair(9, 1)}) {
+    EXPECT_TRUE(DifferencesBelow(1e-5, std::span(all).subspan(first * 48, count * 48),
+                                 head->Logits(hidden, first, count).value()));
+  }
+  for (const auto& [first, count] :
+       {std::pair<int64_t, int64_t>(57, 1), std::pair<int64_t, int64_t>(0, 0),
+        std::pair<int64_t, int64_t>(-1, 2),
+        std::pair<int64_t, int64_t>(1, std::numeric_limits<int64_t>::max())}) {
+    EXPECT_TRUE(IsError(head->Logits(hidden, first, count), kInvalidArgument, "of 57 tokens"));
+  }
 }
 
 TEST(DecoderTest, ASinkCanStop) {
