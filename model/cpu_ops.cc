@@ -34,8 +34,6 @@ int64_t TileOutputs(int64_t tiles_x, int64_t outputs) {
 
 float* Floats(const DeviceMatrix& x) { return static_cast<float*>(x.memory.get()); }
 
-float RoundToBf16(float x) { return FloatFromBf16(Bf16FromFloat(x)); }
-
 void Widen(const DeviceMatrix& x, int64_t first, int64_t count, float* out) {
   WidenValues(x.memory.get(), x.dtype, first, count, out);
 }
@@ -100,11 +98,11 @@ class CpuOps final : public LayerOps {
     openblas_set_num_threads(1);
   }
 
-  absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols) override {
+  absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols, Use use) override {
     try {
       auto values = std::make_shared<UninitializedVector<float>>(rows * cols);
       float* data = values->data();
-      return DeviceMatrix{{std::move(values), data}, DType::kF32, rows, cols};
+      return DeviceMatrix{{std::move(values), data}, DType::kF32, rows, cols, use};
     } catch (const std::exception&) {
       return absl::ResourceExhaustedError(
           absl::StrCat("expected memory for activations [", rows, ", ", cols, "], got none"));
@@ -129,7 +127,7 @@ class CpuOps final : public LayerOps {
     return std::span<const float>(Floats(x), x.rows * x.cols);
   }
 
-  absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps, Result result,
+  absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps,
                        const DeviceMatrix& out) override {
     const std::vector<float> scale = Widened(weight);
     ForRows(x, [&](int64_t row) {
@@ -138,7 +136,7 @@ class CpuOps final : public LayerOps {
       const float mean = SumOfSquares(in, x.cols) / static_cast<float>(x.cols);
       const float factor = 1.0f / std::sqrt(mean + static_cast<float>(eps));
       for (int64_t i = 0; i < x.cols; ++i) to[i] = scale[i] * (in[i] * factor);
-      if (result == Result::kLinearInput) RoundRow(to, x.cols);
+      Round(out, row * x.cols, x.cols);
     });
     return absl::OkStatus();
   }
@@ -230,17 +228,18 @@ class CpuOps final : public LayerOps {
       float* result = Floats(out) + q_at;
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, piece.count, dim, keys, 1.0f, scores,
                   keys, Floats(v) + kv_at, v.cols, 0.0f, result, out.cols);
-      for (int64_t i = 0; i < piece.count; ++i) RoundRow(result + i * out.cols, dim);
+      for (int64_t i = 0; i < piece.count; ++i) Round(out, q_at + i * out.cols, dim);
     });
     return absl::OkStatus();
   }
 
-  absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up) override {
+  absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up,
+                      const DeviceMatrix& out) override {
     ForElements(gate, [&](int64_t begin, int64_t end) {
-      float* __restrict g = Floats(gate);
-      const float* __restrict u = Floats(up);
-      for (int64_t i = begin; i < end; ++i) g[i] = g[i] / (1.0f + VectorExp(-g[i])) * u[i];
-      RoundRow(g + begin, end - begin);
+      const float *g = Floats(gate), *u = Floats(up);
+      float* __restrict to = Floats(out);
+      for (int64_t i = begin; i < end; ++i) to[i] = g[i] / (1.0f + VectorExp(-g[i])) * u[i];
+      Round(out, begin, end - begin);
     });
     return absl::OkStatus();
   }
@@ -308,9 +307,11 @@ class CpuOps final : public LayerOps {
   }
 
  private:
-  void RoundRow(float* x, int64_t count) const {
-    if (!rounds_) return;
-    for (int64_t i = 0; i < count; ++i) x[i] = RoundToBf16(x[i]);
+  // `count` elements from `first` on, if they are what a linear layer reads.
+  void Round(const DeviceMatrix& x, int64_t first, int64_t count) const {
+    if (!rounds_ || x.use != Use::kLinearInput) return;
+    float* values = Floats(x) + first;
+    for (int64_t i = 0; i < count; ++i) values[i] = FloatFromBf16(Bf16FromFloat(values[i]));
   }
 
   template <typename Body>

@@ -316,15 +316,14 @@ absl::Status LayerwiseDecoder::RunBatch(const Run& run, const LayerWeights& weig
                                         const Batch& batch, bool output, const DeviceMatrix& x) {
   const std::vector<int64_t> tokens = Counted(batch.first, batch.tokens);
   const Rows rows{tokens};
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed, ops_->Allocate(x.rows, x.cols));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed,
+                          ops_->Allocate(x.rows, x.cols, Use::kLinearInput));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix added, ops_->Allocate(x.rows, x.cols));
-  NIBBLE_RETURN_IF_ERROR(
-      ops_->RmsNorm(x, weights.input_norm, config_.rms_norm_eps, Result::kLinearInput, normed));
+  NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, weights.input_norm, config_.rms_norm_eps, normed));
   NIBBLE_RETURN_IF_ERROR(Attention(run, weights, batch, rows, normed, added));
   NIBBLE_RETURN_IF_ERROR(ops_->Add(x, added));
 
-  NIBBLE_RETURN_IF_ERROR(
-      ops_->RmsNorm(x, weights.post_norm, config_.rms_norm_eps, Result::kLinearInput, normed));
+  NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, weights.post_norm, config_.rms_norm_eps, normed));
   if (config_.has_experts[run.layer]) {
     NIBBLE_RETURN_IF_ERROR(Experts(run, rows, normed, output, added));
   } else {
@@ -342,16 +341,15 @@ absl::Status LayerwiseDecoder::Attention(const Run& run, const LayerWeights& wei
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix q, ops_->Allocate(x.rows, q_cols));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix k, ops_->Allocate(x.rows, kv_cols));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix v, ops_->Allocate(x.rows, kv_cols));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix mixed, ops_->Allocate(x.rows, q_cols));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix mixed,
+                          ops_->Allocate(x.rows, q_cols, Use::kLinearInput));
   const DeviceMatrix qkv[] = {q, k, v};
   NIBBLE_RETURN_IF_ERROR(Linear(run, kQkv, rows, x, qkv));
   if (config_.qk_norm) {
     const DeviceMatrix q_heads = q.WithColumns(shape.head_dim);
     const DeviceMatrix k_heads = k.WithColumns(shape.head_dim);
-    NIBBLE_RETURN_IF_ERROR(
-        ops_->RmsNorm(q_heads, weights.q_norm, config_.rms_norm_eps, Result::kOther, q_heads));
-    NIBBLE_RETURN_IF_ERROR(
-        ops_->RmsNorm(k_heads, weights.k_norm, config_.rms_norm_eps, Result::kOther, k_heads));
+    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(q_heads, weights.q_norm, config_.rms_norm_eps, q_heads));
+    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(k_heads, weights.k_norm, config_.rms_norm_eps, k_heads));
   }
   NIBBLE_RETURN_IF_ERROR(ops_->Rope(rope_, batch.lengths, q));
   NIBBLE_RETURN_IF_ERROR(ops_->Rope(rope_, batch.lengths, k));
@@ -363,11 +361,13 @@ absl::Status LayerwiseDecoder::GatedMlp(const Run& run, size_t gate, const Rows&
                                         const DeviceMatrix& x, const DeviceMatrix& out) {
   const int64_t width = run.linear->weights[gate].rows;
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gated, ops_->Allocate(x.rows, width));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix product,
+                          ops_->Allocate(x.rows, width, Use::kLinearInput));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix up, ops_->Allocate(x.rows, width));
   const DeviceMatrix gate_up[] = {gated, up};
   NIBBLE_RETURN_IF_ERROR(Linear(run, gate, rows, x, gate_up));
-  NIBBLE_RETURN_IF_ERROR(ops_->SwiGlu(gated, up));
-  return Linear(run, gate + kDown - kGateUp, rows, gated, std::span(&out, 1));
+  NIBBLE_RETURN_IF_ERROR(ops_->SwiGlu(gated, up, product));
+  return Linear(run, gate + kDown - kGateUp, rows, product, std::span(&out, 1));
 }
 
 absl::Status LayerwiseDecoder::Experts(const Run& run, const Rows& rows, const DeviceMatrix& x,
@@ -390,7 +390,7 @@ absl::Status LayerwiseDecoder::Experts(const Run& run, const Rows& rows, const D
     const int64_t count = static_cast<int64_t>(x_rows.size());
     std::vector<int64_t> tokens(x_rows.size());
     std::ranges::transform(x_rows, tokens.begin(), [&](int64_t row) { return rows.tokens[row]; });
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gathered, ops_->Allocate(count, x.cols));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gathered, ops_->Allocate(count, x.cols, x.use));
     NIBBLE_RETURN_IF_ERROR(ops_->Gather(x, x_rows, gathered));
     DeviceMatrix result;
     if (wants_output) {
@@ -439,7 +439,7 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
       changed.assign(values.begin(), values.end());
       const absl::Status status = run.hook->Change(input, name, changed);
       if (!status.ok()) return Annotate(status, name);
-      NIBBLE_ASSIGN_OR_RETURN(multiplied, ops_->Allocate(x.rows, x.cols));
+      NIBBLE_ASSIGN_OR_RETURN(multiplied, ops_->Allocate(x.rows, x.cols, x.use));
       NIBBLE_RETURN_IF_ERROR(ops_->Upload(changed, multiplied));
     }
     NIBBLE_RETURN_IF_ERROR(ops_->Linear(multiplied, run.linear->weights[first + i],
@@ -467,10 +467,12 @@ class LayerwiseDecoder::Head final : public LogitsHead {
     NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops.Allocate(count, config.hidden));
     NIBBLE_ASSIGN_OR_RETURN(logits_, ops.Allocate(count, config.vocabulary));
     NIBBLE_RETURN_IF_ERROR(ops.Upload(values_, x));
-    NIBBLE_RETURN_IF_ERROR(ops.RmsNorm(x, norm_, config.rms_norm_eps, Result::kLinearInput, x));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed,
+                            ops.Allocate(count, config.hidden, Use::kLinearInput));
+    NIBBLE_RETURN_IF_ERROR(ops.RmsNorm(x, norm_, config.rms_norm_eps, normed));
     const std::vector<int64_t> tokens = Counted(first, count);
-    NIBBLE_RETURN_IF_ERROR(
-        decoder_.Linear({config.layers, &linear_, hook}, 0, {tokens}, x, std::span(&logits_, 1)));
+    NIBBLE_RETURN_IF_ERROR(decoder_.Linear({config.layers, &linear_, hook}, 0, {tokens}, normed,
+                                           std::span(&logits_, 1)));
     return ops.Download(logits_, room_);
   }
 

@@ -35,7 +35,9 @@ struct Ops {
       : pool(threads), ops(MakeCpuOps(pool, linear_input)) {}
   LayerOps* operator->() { return ops.get(); }
 
-  DeviceMatrix Matrix(int64_t rows, int64_t cols) { return ops->Allocate(rows, cols).value(); }
+  DeviceMatrix Matrix(int64_t rows, int64_t cols, Use use = Use::kOther) {
+    return ops->Allocate(rows, cols, use).value();
+  }
   DeviceMatrix Matrix(int64_t rows, int64_t cols, const std::vector<float>& values) {
     DeviceMatrix x = Matrix(rows, cols);
     EXPECT_TRUE(ops->Upload(values, x).ok());
@@ -111,13 +113,17 @@ TEST(CpuOpsTest, RmsNormDividesByTheRootOfTheMeanSquare) {
   Ops ops(2, DType::kBf16);
   const DeviceMatrix in = ops.Matrix(kRows, kCols, x), out = ops.Matrix(kRows, kCols);
   const DeviceMatrix scale = ops.Weight({kCols}, weight);
-  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, Result::kOther, out).ok());
+  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, out).ok());
   EXPECT_TRUE(DifferencesBelow(1e-5, expected, ops.Values(out)));
   // What a linear layer reads is those values in bf16.
   std::vector<float> rounded = ops.Values(out);
   for (float& value : rounded) value = Rounded(value, DType::kBf16);
-  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, Result::kLinearInput, in).ok());  // in place
-  EXPECT_TRUE(SameBytes(rounded, ops.Values(in)));
+  const DeviceMatrix linear_input = ops.Matrix(kRows, kCols, Use::kLinearInput);
+  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, linear_input).ok());
+  EXPECT_TRUE(SameBytes(rounded, ops.Values(linear_input)));
+  const std::vector<float> plain = ops.Values(out);
+  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, in).ok());  // in place
+  EXPECT_TRUE(SameBytes(plain, ops.Values(in)));
 }
 
 TEST(CpuOpsTest, RopeTurnsPairsOfEachHeadFromEachSequencesStart) {
@@ -213,7 +219,7 @@ TEST(VectorExpTest, IsExp) {
 TEST(CpuOpsTest, SwiGluAddGatherAndScatter) {
   Ops ops;
   const DeviceMatrix gate = ops.Matrix(1, 3, {-1, 0, 200}), up = ops.Matrix(1, 3, {2, 3, 4});
-  ASSERT_TRUE(ops->SwiGlu(gate, up).ok());
+  ASSERT_TRUE(ops->SwiGlu(gate, up, gate).ok());
   EXPECT_TRUE(DifferencesBelow(
       1e-6, std::vector<float>{static_cast<float>(-2 / (1 + std::exp(1.0))), 0, 800},
       ops.Values(gate)));
@@ -259,9 +265,7 @@ TEST(CpuOpsTest, TheNumberOfThreadsChangesNoByte) {
     Ops ops(threads);
     const DeviceMatrix in = ops.Matrix(kRows, kWidth, x), wide = ops.Matrix(kRows, 600),
                        mixed = ops.Matrix(kRows, kWidth);
-    ASSERT_TRUE(
-        ops->RmsNorm(in, ops.Weight({kWidth}, Normal(kWidth, 12)), 1e-6, Result::kLinearInput, in)
-            .ok());
+    ASSERT_TRUE(ops->RmsNorm(in, ops.Weight({kWidth}, Normal(kWidth, 12)), 1e-6, in).ok());
     ASSERT_TRUE(ops->Attention({4, 4, 32, 0}, lengths, in, in, in, mixed).ok());
     ASSERT_TRUE(ops->Linear(mixed, ops.Weight({600, kWidth}, w, DType::kBf16), {}, wide).ok());
     const std::vector<float> values = ops.Values(wide);
