@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -214,11 +215,10 @@ class Evaluation {
   }
 
   absl::StatusOr<std::vector<SequenceScore>> Score(const LayersRun& first, const LayersRun& run) {
-    NIBBLE_ASSIGN_OR_RETURN(const auto first_logits,
-                            first.decoder->ReadLogits(*first.hidden, first.inputs.get()));
-    std::unique_ptr<LogitsReader> own_logits;
+    NIBBLE_ASSIGN_OR_RETURN(const auto first_head, first.decoder->LoadHead());
+    std::unique_ptr<LogitsHead> own_head;
     if (&run != &first) {
-      NIBBLE_ASSIGN_OR_RETURN(own_logits, run.decoder->ReadLogits(*run.hidden, run.inputs.get()));
+      NIBBLE_ASSIGN_OR_RETURN(own_head, run.decoder->LoadHead());
     }
     std::vector<SequenceScore> scores;
     int64_t begin = 0;
@@ -227,10 +227,11 @@ class Evaluation {
       for (int64_t at = begin; at < begin + length - 1; at += kLogitRows) {
         const int64_t count = std::min(kLogitRows, begin + length - 1 - at);
         NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> expected,
-                                first_logits->Read(at, count));
+                                first_head->Logits(*first.hidden, at, count, first.inputs.get()));
         std::span<const float> logits = expected;
-        if (own_logits != nullptr) {
-          NIBBLE_ASSIGN_OR_RETURN(logits, own_logits->Read(at, count));
+        if (own_head != nullptr) {
+          NIBBLE_ASSIGN_OR_RETURN(logits,
+                                  own_head->Logits(*run.hidden, at, count, run.inputs.get()));
         }
         AddRows(expected, logits, at, count, score);
       }
@@ -287,6 +288,29 @@ std::string AsText(const Estimate& estimate, int digits) {
   return text;
 }
 
+// The models from the best on, each with its difference from the one above.
+std::string Ranking(std::span<const ModelScore> scores, const std::vector<std::string>& names,
+                    double (*value)(const ModelScore&),
+                    Estimate (*difference)(const ModelScore&, const ModelScore&)) {
+  std::vector<size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, {}, [&](size_t i) { return value(scores[i]); });
+  size_t width = 0;
+  for (const std::string& name : names) width = std::max(width, name.size());
+  std::string text;
+  for (size_t i = 0; i < order.size(); ++i) {
+    absl::StrAppendFormat(&text, "  %-*s %10.6f", static_cast<int>(width), names[order[i]],
+                          value(scores[order[i]]));
+    if (i > 0) {
+      const Estimate more = difference(scores[order[i]], scores[order[i - 1]]);
+      absl::StrAppend(&text, "  +", AsText(more, 6),
+                      more.mean > more.margin ? "" : ", not told apart");
+    }
+    text += "\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 Estimate ModelScore::loss() const {
@@ -308,6 +332,12 @@ Estimate LossDifference(const ModelScore& a, const ModelScore& b) {
   NIBBLE_CHECK(a.sequences.size() == b.sequences.size());
   return EstimateOf(a.sequences,
                     [&](size_t i) { return a.sequences[i].loss - b.sequences[i].loss; });
+}
+
+Estimate DivergenceDifference(const ModelScore& a, const ModelScore& b) {
+  NIBBLE_CHECK(a.sequences.size() == b.sequences.size());
+  return EstimateOf(
+      a.sequences, [&](size_t i) { return a.sequences[i].divergence - b.sequences[i].divergence; });
 }
 
 double StudentT975(int64_t degrees) {
@@ -365,20 +395,13 @@ std::string EvaluationAsText(std::span<const ModelScore> scores) {
   }
   if (scores.size() == 1) return text;
 
-  std::vector<size_t> order(scores.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::ranges::stable_sort(order, {}, [&](size_t i) { return scores[i].loss().mean; });
   text += "by perplexity; each with the difference of its mean loss from the one above:\n";
-  for (size_t i = 0; i < order.size(); ++i) {
-    absl::StrAppendFormat(&text, "  %-*s %9.4f", columns, names[order[i]],
-                          scores[order[i]].perplexity());
-    if (i > 0) {
-      const Estimate more = LossDifference(scores[order[i]], scores[order[i - 1]]);
-      absl::StrAppend(&text, "  ", AsText(more, 6),
-                      more.mean > more.margin ? "" : ", not told apart");
-    }
-    text += "\n";
-  }
+  text += Ranking(
+      scores, names, [](const ModelScore& score) { return score.perplexity(); }, LossDifference);
+  text += "by KL divergence; each with the difference from the one above:\n";
+  text += Ranking(
+      scores, names, [](const ModelScore& score) { return score.divergence().mean; },
+      DivergenceDifference);
   return text;
 }
 

@@ -69,8 +69,9 @@ struct ModelScore {
   friend bool operator==(const ModelScore&, const ModelScore&) = default;
 };
 
-// Of the loss, a's less b's, over the same sequences.
+// Of the loss, and of the divergence from the first model, a's less b's, over the same sequences.
 Estimate LossDifference(const ModelScore& a, const ModelScore& b);
+Estimate DivergenceDifference(const ModelScore& a, const ModelScore& b);
 
 // 97.5 % of Student's distribution lies below it; degrees >= 1.
 double StudentT975(int64_t degrees);
@@ -81,8 +82,8 @@ absl::StatusOr<std::vector<ModelScore>> EvaluateModels(const EvaluationRequest& 
                                                        Backend& backend,
                                                        const LayerSink& progress = {});
 
-// Both end with a newline. The text has a line for each model, and then the models by perplexity,
-// with the difference of each two neighbours.
+// Both end with a newline. The text has a line for each model, and then the models by perplexity
+// and by divergence, with the difference of each two neighbours.
 std::string EvaluationAsText(std::span<const ModelScore> scores);
 std::string EvaluationAsJson(std::span<const ModelScore> scores);
 

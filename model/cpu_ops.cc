@@ -10,21 +10,29 @@
 #include <utility>
 
 #include "base/status.h"
+#include "model/vector_exp.h"
 #include "quant/numerics/float_bits.h"
 
 namespace nibble {
 namespace {
 
-// A product is cut into tiles of so many rows of x and of the weight. Large enough for BLAS to run
-// at its speed, small enough to keep several cores busy.
-constexpr int64_t kTileTokens = 512, kTileOutputs = 256;
+// A product is cut into tiles of so many rows of x and, unless there would be few, of the weight.
+// Large enough for BLAS to run at its speed, many enough to keep several cores busy.
+constexpr int64_t kTileTokens = 512, kTileOutputs = 256, kLeastTileOutputs = 128;
+constexpr int64_t kManyTiles = 16;
 constexpr int64_t kQueryRows = 64;             // of attention
 constexpr int64_t kElementsInPiece = 1 << 15;  // of elementwise work
 constexpr int kLanes = 16;                     // of sums
 
-float* Floats(const DeviceMatrix& x) { return static_cast<float*>(x.memory.get()); }
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-float RoundToBf16(float x) { return FloatFromBf16(Bf16FromFloat(x)); }
+// Of a product with so many tiles of x: depends on shapes alone.
+int64_t TileOutputs(int64_t tiles_x, int64_t outputs) {
+  const int64_t wanted = CeilDivide(outputs, CeilDivide(kManyTiles, tiles_x));
+  return wanted <= kLeastTileOutputs ? kLeastTileOutputs : kTileOutputs;
+}
+
+float* Floats(const DeviceMatrix& x) { return static_cast<float*>(x.memory.get()); }
 
 void Widen(const DeviceMatrix& x, int64_t first, int64_t count, float* out) {
   WidenValues(x.memory.get(), x.dtype, first, count, out);
@@ -47,15 +55,32 @@ float SumOfSquares(const float* x, int64_t count) {
   return std::accumulate(lanes, lanes + kLanes, 0.0f);
 }
 
+float Largest(const float* x, int64_t count) {
+  float lanes[kLanes];
+  std::fill(lanes, lanes + kLanes, x[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+  }
+  for (; i < count; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+float Sum(const float* x, int64_t count) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
+  }
+  for (; i < count; ++i) lanes[0] += x[i];
+  return std::accumulate(lanes, lanes + kLanes, 0.0f);
+}
+
 // x = exp(x - max) / sum, over [0, count).
 void Softmax(float* x, int64_t count) {
-  const float max = *std::max_element(x, x + count);
-  float sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    x[i] = std::exp(x[i] - max);
-    sum += x[i];
-  }
-  const float factor = 1.0f / sum;
+  const float max = Largest(x, count);
+  for (int64_t i = 0; i < count; ++i) x[i] = VectorExp(x[i] - max);
+  const float factor = 1.0f / Sum(x, count);
   for (int64_t i = 0; i < count; ++i) x[i] *= factor;
 }
 
@@ -73,11 +98,11 @@ class CpuOps final : public LayerOps {
     openblas_set_num_threads(1);
   }
 
-  absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols) override {
+  absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols, Use use) override {
     try {
       auto values = std::make_shared<UninitializedVector<float>>(rows * cols);
       float* data = values->data();
-      return DeviceMatrix{{std::move(values), data}, DType::kF32, rows, cols};
+      return DeviceMatrix{{std::move(values), data}, DType::kF32, rows, cols, use};
     } catch (const std::exception&) {
       return absl::ResourceExhaustedError(
           absl::StrCat("expected memory for activations [", rows, ", ", cols, "], got none"));
@@ -102,7 +127,7 @@ class CpuOps final : public LayerOps {
     return std::span<const float>(Floats(x), x.rows * x.cols);
   }
 
-  absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps, Result result,
+  absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps,
                        const DeviceMatrix& out) override {
     const std::vector<float> scale = Widened(weight);
     ForRows(x, [&](int64_t row) {
@@ -111,7 +136,7 @@ class CpuOps final : public LayerOps {
       const float mean = SumOfSquares(in, x.cols) / static_cast<float>(x.cols);
       const float factor = 1.0f / std::sqrt(mean + static_cast<float>(eps));
       for (int64_t i = 0; i < x.cols; ++i) to[i] = scale[i] * (in[i] * factor);
-      if (result == Result::kLinearInput) RoundRow(to, x.cols);
+      Round(out, row * x.cols, x.cols);
     });
     return absl::OkStatus();
   }
@@ -120,12 +145,13 @@ class CpuOps final : public LayerOps {
                       const DeviceMatrix& out) override {
     const int64_t depth = x.cols;
     const std::vector<float> added = bias.empty() ? std::vector<float>() : Widened(bias);
-    const int64_t tiles_x = (x.rows + kTileTokens - 1) / kTileTokens;
-    const int64_t tiles_w = (weight.rows + kTileOutputs - 1) / kTileOutputs;
+    const int64_t tiles_x = CeilDivide(x.rows, kTileTokens);
+    const int64_t tile_outputs = TileOutputs(tiles_x, weight.rows);
+    const int64_t tiles_w = CeilDivide(weight.rows, tile_outputs);
     pool_.ParallelFor(tiles_x * tiles_w, 1, [&](int64_t tile, int64_t) {
-      const int64_t row = tile % tiles_x * kTileTokens, col = tile / tiles_x * kTileOutputs;
+      const int64_t row = tile % tiles_x * kTileTokens, col = tile / tiles_x * tile_outputs;
       const int64_t rows = std::min(kTileTokens, x.rows - row);
-      const int64_t cols = std::min(kTileOutputs, weight.rows - col);
+      const int64_t cols = std::min(tile_outputs, weight.rows - col);
       const float* panel = Floats(weight) + col * depth;
       if (weight.dtype != DType::kF32) {
         float* widened = ThreadScratch(cols * depth);
@@ -202,17 +228,18 @@ class CpuOps final : public LayerOps {
       float* result = Floats(out) + q_at;
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, piece.count, dim, keys, 1.0f, scores,
                   keys, Floats(v) + kv_at, v.cols, 0.0f, result, out.cols);
-      for (int64_t i = 0; i < piece.count; ++i) RoundRow(result + i * out.cols, dim);
+      for (int64_t i = 0; i < piece.count; ++i) Round(out, q_at + i * out.cols, dim);
     });
     return absl::OkStatus();
   }
 
-  absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up) override {
+  absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up,
+                      const DeviceMatrix& out) override {
     ForElements(gate, [&](int64_t begin, int64_t end) {
-      float* g = Floats(gate);
-      const float* u = Floats(up);
-      for (int64_t i = begin; i < end; ++i) g[i] = g[i] / (1.0f + std::exp(-g[i])) * u[i];
-      RoundRow(g + begin, end - begin);
+      const float *g = Floats(gate), *u = Floats(up);
+      float* __restrict to = Floats(out);
+      for (int64_t i = begin; i < end; ++i) to[i] = g[i] / (1.0f + VectorExp(-g[i])) * u[i];
+      Round(out, begin, end - begin);
     });
     return absl::OkStatus();
   }
@@ -280,9 +307,11 @@ class CpuOps final : public LayerOps {
   }
 
  private:
-  void RoundRow(float* x, int64_t count) const {
-    if (!rounds_) return;
-    for (int64_t i = 0; i < count; ++i) x[i] = RoundToBf16(x[i]);
+  // `count` elements from `first` on, if they are what a linear layer reads.
+  void Round(const DeviceMatrix& x, int64_t first, int64_t count) const {
+    if (!rounds_ || x.use != Use::kLinearInput) return;
+    float* values = Floats(x) + first;
+    for (int64_t i = 0; i < count; ++i) values[i] = FloatFromBf16(Bf16FromFloat(values[i]));
   }
 
   template <typename Body>

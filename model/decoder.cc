@@ -81,9 +81,12 @@ struct Rows {
 };
 
 class LayerwiseDecoder final : public Decoder {
+  class Head;
+
  public:
   LayerwiseDecoder(DecoderConfig config, WeightSource weights, const DecoderOptions& options)
-      : config_(std::move(config)),
+      : Decoder(options.logit_rows),
+        config_(std::move(config)),
         weights_(std::move(weights)),
         options_(options),
         pool_(options.threads),
@@ -94,8 +97,7 @@ class LayerwiseDecoder final : public Decoder {
   absl::StatusOr<HiddenStates> Embed(const TokenSet& tokens) override;
   absl::Status RunLayer(HiddenStates& hidden, LinearHook* hook) override;
   absl::Status ObserveLayer(const HiddenStates& hidden, LinearHook& hook) override;
-  absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                      LinearHook* hook) override;
+  absl::StatusOr<std::unique_ptr<LogitsHead>> LoadHead() override;
 
  private:
   std::string EmbeddingName() const { return "model.embed_tokens.weight"; }
@@ -314,15 +316,14 @@ absl::Status LayerwiseDecoder::RunBatch(const Run& run, const LayerWeights& weig
                                         const Batch& batch, bool output, const DeviceMatrix& x) {
   const std::vector<int64_t> tokens = Counted(batch.first, batch.tokens);
   const Rows rows{tokens};
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed, ops_->Allocate(x.rows, x.cols));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed,
+                          ops_->Allocate(x.rows, x.cols, Use::kLinearInput));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix added, ops_->Allocate(x.rows, x.cols));
-  NIBBLE_RETURN_IF_ERROR(
-      ops_->RmsNorm(x, weights.input_norm, config_.rms_norm_eps, Result::kLinearInput, normed));
+  NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, weights.input_norm, config_.rms_norm_eps, normed));
   NIBBLE_RETURN_IF_ERROR(Attention(run, weights, batch, rows, normed, added));
   NIBBLE_RETURN_IF_ERROR(ops_->Add(x, added));
 
-  NIBBLE_RETURN_IF_ERROR(
-      ops_->RmsNorm(x, weights.post_norm, config_.rms_norm_eps, Result::kLinearInput, normed));
+  NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, weights.post_norm, config_.rms_norm_eps, normed));
   if (config_.has_experts[run.layer]) {
     NIBBLE_RETURN_IF_ERROR(Experts(run, rows, normed, output, added));
   } else {
@@ -340,16 +341,15 @@ absl::Status LayerwiseDecoder::Attention(const Run& run, const LayerWeights& wei
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix q, ops_->Allocate(x.rows, q_cols));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix k, ops_->Allocate(x.rows, kv_cols));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix v, ops_->Allocate(x.rows, kv_cols));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix mixed, ops_->Allocate(x.rows, q_cols));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix mixed,
+                          ops_->Allocate(x.rows, q_cols, Use::kLinearInput));
   const DeviceMatrix qkv[] = {q, k, v};
   NIBBLE_RETURN_IF_ERROR(Linear(run, kQkv, rows, x, qkv));
   if (config_.qk_norm) {
     const DeviceMatrix q_heads = q.WithColumns(shape.head_dim);
     const DeviceMatrix k_heads = k.WithColumns(shape.head_dim);
-    NIBBLE_RETURN_IF_ERROR(
-        ops_->RmsNorm(q_heads, weights.q_norm, config_.rms_norm_eps, Result::kOther, q_heads));
-    NIBBLE_RETURN_IF_ERROR(
-        ops_->RmsNorm(k_heads, weights.k_norm, config_.rms_norm_eps, Result::kOther, k_heads));
+    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(q_heads, weights.q_norm, config_.rms_norm_eps, q_heads));
+    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(k_heads, weights.k_norm, config_.rms_norm_eps, k_heads));
   }
   NIBBLE_RETURN_IF_ERROR(ops_->Rope(rope_, batch.lengths, q));
   NIBBLE_RETURN_IF_ERROR(ops_->Rope(rope_, batch.lengths, k));
@@ -361,11 +361,13 @@ absl::Status LayerwiseDecoder::GatedMlp(const Run& run, size_t gate, const Rows&
                                         const DeviceMatrix& x, const DeviceMatrix& out) {
   const int64_t width = run.linear->weights[gate].rows;
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gated, ops_->Allocate(x.rows, width));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix product,
+                          ops_->Allocate(x.rows, width, Use::kLinearInput));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix up, ops_->Allocate(x.rows, width));
   const DeviceMatrix gate_up[] = {gated, up};
   NIBBLE_RETURN_IF_ERROR(Linear(run, gate, rows, x, gate_up));
-  NIBBLE_RETURN_IF_ERROR(ops_->SwiGlu(gated, up));
-  return Linear(run, gate + kDown - kGateUp, rows, gated, std::span(&out, 1));
+  NIBBLE_RETURN_IF_ERROR(ops_->SwiGlu(gated, up, product));
+  return Linear(run, gate + kDown - kGateUp, rows, product, std::span(&out, 1));
 }
 
 absl::Status LayerwiseDecoder::Experts(const Run& run, const Rows& rows, const DeviceMatrix& x,
@@ -388,7 +390,7 @@ absl::Status LayerwiseDecoder::Experts(const Run& run, const Rows& rows, const D
     const int64_t count = static_cast<int64_t>(x_rows.size());
     std::vector<int64_t> tokens(x_rows.size());
     std::ranges::transform(x_rows, tokens.begin(), [&](int64_t row) { return rows.tokens[row]; });
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gathered, ops_->Allocate(count, x.cols));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gathered, ops_->Allocate(count, x.cols, x.use));
     NIBBLE_RETURN_IF_ERROR(ops_->Gather(x, x_rows, gathered));
     DeviceMatrix result;
     if (wants_output) {
@@ -437,7 +439,7 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
       changed.assign(values.begin(), values.end());
       const absl::Status status = run.hook->Change(input, name, changed);
       if (!status.ok()) return Annotate(status, name);
-      NIBBLE_ASSIGN_OR_RETURN(multiplied, ops_->Allocate(x.rows, x.cols));
+      NIBBLE_ASSIGN_OR_RETURN(multiplied, ops_->Allocate(x.rows, x.cols, x.use));
       NIBBLE_RETURN_IF_ERROR(ops_->Upload(changed, multiplied));
     }
     NIBBLE_RETURN_IF_ERROR(ops_->Linear(multiplied, run.linear->weights[first + i],
@@ -446,34 +448,63 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
   return absl::OkStatus();
 }
 
-absl::Status LayerwiseDecoder::Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                                      LinearHook* hook) {
-  NIBBLE_RETURN_IF_ERROR(CheckStates(hidden, /*after_last=*/true));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix norm,
-                          PlaceWeight("model.norm.weight", {config_.hidden}));
+class LayerwiseDecoder::Head final : public LogitsHead {
+ public:
+  Head(LayerwiseDecoder& decoder, DeviceMatrix norm, LinearWeights linear)
+      : decoder_(decoder), norm_(std::move(norm)), linear_(std::move(linear)) {}
+
+  absl::StatusOr<std::span<const float>> Logits(const HiddenStates& hidden, int64_t first,
+                                                int64_t count, LinearHook* hook) override {
+    const DecoderConfig& config = decoder_.config_;
+    LayerOps& ops = *decoder_.ops_;
+    NIBBLE_RETURN_IF_ERROR(decoder_.CheckStates(hidden, /*after_last=*/true));
+    if (first < 0 || count < 1 || count > hidden.tokens() || first > hidden.tokens() - count) {
+      return absl::InvalidArgumentError(absl::StrCat("logits: expected some of ", hidden.tokens(),
+                                                     " tokens, got ", count, " from ", first));
+    }
+    values_.resize(count * config.hidden);
+    NIBBLE_RETURN_IF_ERROR(hidden.Read(first, values_));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops.Allocate(count, config.hidden));
+    NIBBLE_ASSIGN_OR_RETURN(logits_, ops.Allocate(count, config.vocabulary));
+    NIBBLE_RETURN_IF_ERROR(ops.Upload(values_, x));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed,
+                            ops.Allocate(count, config.hidden, Use::kLinearInput));
+    NIBBLE_RETURN_IF_ERROR(ops.RmsNorm(x, norm_, config.rms_norm_eps, normed));
+    const std::vector<int64_t> tokens = Counted(first, count);
+    NIBBLE_RETURN_IF_ERROR(decoder_.Linear({config.layers, &linear_, hook}, 0, {tokens}, normed,
+                                           std::span(&logits_, 1)));
+    return ops.Download(logits_, room_);
+  }
+
+ private:
+  LayerwiseDecoder& decoder_;
+  const DeviceMatrix norm_;
+  const LinearWeights linear_;
+  UninitializedVector<float> values_, room_;
+  DeviceMatrix logits_;
+};
+
+absl::StatusOr<std::unique_ptr<LogitsHead>> LayerwiseDecoder::LoadHead() {
+  NIBBLE_ASSIGN_OR_RETURN(DeviceMatrix norm, PlaceWeight("model.norm.weight", {config_.hidden}));
   const LinearModule head = HeadModule(config_);
   LinearWeights linear;
   NIBBLE_RETURN_IF_ERROR(
       AddLinear(head, config_.tied_embeddings ? EmbeddingName() : head.name + ".weight", linear));
-  const Run run{config_.layers, &linear, hook};
-  UninitializedVector<float> values, room;
-  for (int64_t first = 0; first < hidden.tokens(); first += options_.logit_rows) {
-    const int64_t count = std::min(options_.logit_rows, hidden.tokens() - first);
-    values.resize(count * config_.hidden);
-    NIBBLE_RETURN_IF_ERROR(hidden.Read(first, values));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops_->Allocate(count, config_.hidden));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix logits, ops_->Allocate(count, config_.vocabulary));
-    NIBBLE_RETURN_IF_ERROR(ops_->Upload(values, x));
-    NIBBLE_RETURN_IF_ERROR(ops_->RmsNorm(x, norm, config_.rms_norm_eps, Result::kLinearInput, x));
-    const std::vector<int64_t> tokens = Counted(first, count);
-    NIBBLE_RETURN_IF_ERROR(Linear(run, 0, {tokens}, x, std::span(&logits, 1)));
-    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> result, ops_->Download(logits, room));
-    NIBBLE_RETURN_IF_ERROR(sink(first, result));
-  }
-  return absl::OkStatus();
+  return std::make_unique<Head>(*this, std::move(norm), std::move(linear));
 }
 
 }  // namespace
+
+absl::Status Decoder::Logits(const HiddenStates& hidden, const LogitsSink& sink, LinearHook* hook) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<LogitsHead> head, LoadHead());
+  for (int64_t first = 0; first < hidden.tokens(); first += logit_rows_) {
+    const int64_t count = std::min(logit_rows_, hidden.tokens() - first);
+    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> logits,
+                            head->Logits(hidden, first, count, hook));
+    NIBBLE_RETURN_IF_ERROR(sink(first, logits));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Make(DecoderConfig config, WeightSource weights,
                                                        const DecoderOptions& options) {

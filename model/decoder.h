@@ -40,6 +40,18 @@ struct DecoderOptions {
 // ends the run.
 using LogitsSink = std::function<absl::Status(int64_t first, std::span<const float> logits)>;
 
+// The last norm and lm_head of a decoder, in memory. The decoder outlives it.
+class LogitsHead {
+ public:
+  virtual ~LogitsHead() = default;
+
+  // Of the tokens [first, first + count) of hidden states that the last layer wrote. Valid until
+  // the next call.
+  virtual absl::StatusOr<std::span<const float>> Logits(const HiddenStates& hidden, int64_t first,
+                                                        int64_t count,
+                                                        LinearHook* hook = nullptr) = 0;
+};
+
 // Failures name the layer and the tensor: NotFound where one is missing, DataLoss where its shape
 // or type is not what the configuration asks for, FailedPrecondition where it holds NaN or infinity
 // or makes activations that do.
@@ -61,9 +73,18 @@ class Decoder {
   // The same without replacing: for hooks only.
   virtual absl::Status ObserveLayer(const HiddenStates& hidden, LinearHook& hook) = 0;
 
-  // The last norm and lm_head over what the last layer wrote.
-  virtual absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                              LinearHook* hook = nullptr) = 0;
+  // For logits of several decoders side by side.
+  virtual absl::StatusOr<std::unique_ptr<LogitsHead>> LoadHead() = 0;
+
+  // All logits, by a head that is loaded for this.
+  absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
+                      LinearHook* hook = nullptr);
+
+ protected:
+  explicit Decoder(int64_t logit_rows) : logit_rows_(logit_rows) {}
+
+ private:
+  const int64_t logit_rows_;
 };
 
 }  // namespace nibble

@@ -17,21 +17,22 @@
 
 namespace nibble {
 
+// What a matrix is for. Products may read another type than everything else is computed in.
+enum class Use : uint8_t { kLinearInput, kOther };
+
 // A dense row-major matrix in a device's memory. Copies share the memory.
 struct DeviceMatrix {
   std::shared_ptr<void> memory;
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0;
+  Use use = Use::kOther;
 
   // The same elements with another number of columns.
   DeviceMatrix WithColumns(int64_t columns) const {
-    return {memory, dtype, rows * cols / columns, columns};
+    return {memory, dtype, rows * cols / columns, columns, use};
   }
   bool empty() const { return memory == nullptr; }
 };
-
-// Whether results are what a linear layer reads, and so are rounded to the type that it multiplies.
-enum class Result : uint8_t { kLinearInput, kOther };
 
 struct AttentionShape {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
@@ -53,10 +54,12 @@ class LayerOps {
   virtual ~LayerOps() = default;
 
   // Without values. ResourceExhausted where memory does not suffice.
-  virtual absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols) = 0;
+  virtual absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols,
+                                                Use use = Use::kOther) = 0;
   // A weight as it is stored, a vector as one row.
   virtual absl::StatusOr<DeviceMatrix> Place(HostTensor tensor) = 0;
 
+  // Into an input of a linear layer: as exactly as products of this device can read.
   virtual absl::Status Upload(std::span<const float> values, const DeviceMatrix& out) = 0;
   // The values, in `room` or wherever they lie already; valid until x or room changes.
   virtual absl::StatusOr<std::span<const float>> Download(const DeviceMatrix& x,
@@ -64,19 +67,19 @@ class LayerOps {
 
   // out = x / sqrt(mean of x^2 + eps) * weight, row by row. out may be x.
   virtual absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps,
-                               Result result, const DeviceMatrix& out) = 0;
+                               const DeviceMatrix& out) = 0;
   // out = x weight^T + bias; no bias where that is empty.
   virtual absl::Status Linear(const DeviceMatrix& x, const DeviceMatrix& weight,
                               const DeviceMatrix& bias, const DeviceMatrix& out) = 0;
   // Turns each head of x in place.
   virtual absl::Status Rope(const RopeTable& table, std::span<const int64_t> lengths,
                             const DeviceMatrix& x) = 0;
-  // out: what a linear layer reads.
   virtual absl::Status Attention(const AttentionShape& shape, std::span<const int64_t> lengths,
                                  const DeviceMatrix& q, const DeviceMatrix& k,
                                  const DeviceMatrix& v, const DeviceMatrix& out) = 0;
-  // gate = silu(gate) * up, what a linear layer reads.
-  virtual absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up) = 0;
+  // out = silu(gate) * up
+  virtual absl::Status SwiGlu(const DeviceMatrix& gate, const DeviceMatrix& up,
+                              const DeviceMatrix& out) = 0;
   // x += y
   virtual absl::Status Add(const DeviceMatrix& x, const DeviceMatrix& y) = 0;
 
@@ -85,7 +88,7 @@ class LayerOps {
   virtual absl::StatusOr<Routing> Route(const DeviceMatrix& logits, int64_t experts_per_token,
                                         bool normalize) = 0;
   virtual absl::Status SetZero(const DeviceMatrix& x) = 0;
-  // out[i] = x[rows[i]]
+  // out[i] = x[rows[i]]; both of one use.
   virtual absl::Status Gather(const DeviceMatrix& x, std::span<const int64_t> rows,
                               const DeviceMatrix& out) = 0;
   // out[rows[i]] += weights[i] * x[i]; rows differ.

@@ -9,6 +9,7 @@
 
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
+#include "model/vector_exp.h"
 #include "quant/numerics/float_bits.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/closeness.h"
@@ -34,7 +35,9 @@ struct Ops {
       : pool(threads), ops(MakeCpuOps(pool, linear_input)) {}
   LayerOps* operator->() { return ops.get(); }
 
-  DeviceMatrix Matrix(int64_t rows, int64_t cols) { return ops->Allocate(rows, cols).value(); }
+  DeviceMatrix Matrix(int64_t rows, int64_t cols, Use use = Use::kOther) {
+    return ops->Allocate(rows, cols, use).value();
+  }
   DeviceMatrix Matrix(int64_t rows, int64_t cols, const std::vector<float>& values) {
     DeviceMatrix x = Matrix(rows, cols);
     EXPECT_TRUE(ops->Upload(values, x).ok());
@@ -110,13 +113,17 @@ TEST(CpuOpsTest, RmsNormDividesByTheRootOfTheMeanSquare) {
   Ops ops(2, DType::kBf16);
   const DeviceMatrix in = ops.Matrix(kRows, kCols, x), out = ops.Matrix(kRows, kCols);
   const DeviceMatrix scale = ops.Weight({kCols}, weight);
-  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, Result::kOther, out).ok());
+  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, out).ok());
   EXPECT_TRUE(DifferencesBelow(1e-5, expected, ops.Values(out)));
   // What a linear layer reads is those values in bf16.
   std::vector<float> rounded = ops.Values(out);
   for (float& value : rounded) value = Rounded(value, DType::kBf16);
-  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, Result::kLinearInput, in).ok());  // in place
-  EXPECT_TRUE(SameBytes(rounded, ops.Values(in)));
+  const DeviceMatrix linear_input = ops.Matrix(kRows, kCols, Use::kLinearInput);
+  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, linear_input).ok());
+  EXPECT_TRUE(SameBytes(rounded, ops.Values(linear_input)));
+  const std::vector<float> plain = ops.Values(out);
+  ASSERT_TRUE(ops->RmsNorm(in, scale, kEps, in).ok());  // in place
+  EXPECT_TRUE(SameBytes(plain, ops.Values(in)));
 }
 
 TEST(CpuOpsTest, RopeTurnsPairsOfEachHeadFromEachSequencesStart) {
@@ -193,10 +200,26 @@ TEST(CpuOpsTest, AttentionMixesWhatEachQuerySees) {
   }
 }
 
+TEST(VectorExpTest, IsExp) {
+  for (int i = -87000; i <= 87000; ++i) {
+    const float x = static_cast<float>(i) / 1000;
+    const double expected = std::exp(double{x});
+    ASSERT_NEAR(VectorExp(x) / expected, 1, 2.4e-7) << x;
+  }
+  EXPECT_EQ(VectorExp(0), 1);
+  EXPECT_EQ(VectorExp(-1000), VectorExp(-87));
+  EXPECT_EQ(VectorExp(1e30f), VectorExp(87));
+  for (const float x :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
+    EXPECT_TRUE(std::isnan(VectorExp(x))) << x;
+  }
+}
+
 TEST(CpuOpsTest, SwiGluAddGatherAndScatter) {
   Ops ops;
   const DeviceMatrix gate = ops.Matrix(1, 3, {-1, 0, 200}), up = ops.Matrix(1, 3, {2, 3, 4});
-  ASSERT_TRUE(ops->SwiGlu(gate, up).ok());
+  ASSERT_TRUE(ops->SwiGlu(gate, up, gate).ok());
   EXPECT_TRUE(DifferencesBelow(
       1e-6, std::vector<float>{static_cast<float>(-2 / (1 + std::exp(1.0))), 0, 800},
       ops.Values(gate)));
@@ -242,9 +265,7 @@ TEST(CpuOpsTest, TheNumberOfThreadsChangesNoByte) {
     Ops ops(threads);
     const DeviceMatrix in = ops.Matrix(kRows, kWidth, x), wide = ops.Matrix(kRows, 600),
                        mixed = ops.Matrix(kRows, kWidth);
-    ASSERT_TRUE(
-        ops->RmsNorm(in, ops.Weight({kWidth}, Normal(kWidth, 12)), 1e-6, Result::kLinearInput, in)
-            .ok());
+    ASSERT_TRUE(ops->RmsNorm(in, ops.Weight({kWidth}, Normal(kWidth, 12)), 1e-6, in).ok());
     ASSERT_TRUE(ops->Attention({4, 4, 32, 0}, lengths, in, in, in, mixed).ok());
     ASSERT_TRUE(ops->Linear(mixed, ops.Weight({600, kWidth}, w, DType::kBf16), {}, wide).ok());
     const std::vector<float> values = ops.Values(wide);

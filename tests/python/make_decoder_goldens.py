@@ -128,8 +128,9 @@ class Recorder:
     def router(self):
         def hook(module, args, outputs):
             ordered = outputs[0].float().sort(-1, descending=True).values
-            gap = ordered[:, module.top_k - 1] - ordered[:, module.top_k]
-            self.gap = min(self.gap, gap.min().item())
+            if module.top_k < ordered.shape[1]:
+                gap = ordered[:, module.top_k - 1] - ordered[:, module.top_k]
+                self.gap = min(self.gap, gap.min().item())
         return hook
 
 

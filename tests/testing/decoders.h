@@ -14,10 +14,11 @@
 
 namespace nibble::testing {
 
-// The tensors of a model that was made up. `model` outlives the source.
+// The tensors of a model that was made up.
 inline WeightSource WeightsOf(const ModelOnPaper& model) {
-  return [&model](const std::string& name) -> absl::StatusOr<HostTensor> {
-    for (const Tensor& tensor : model.tensors) {
+  const auto tensors = std::make_shared<const std::vector<Tensor>>(model.tensors);
+  return [tensors](const std::string& name) -> absl::StatusOr<HostTensor> {
+    for (const Tensor& tensor : *tensors) {
       if (tensor.name != name) continue;
       return HostTensor{tensor.dtype, tensor.shape, {tensor.bytes.begin(), tensor.bytes.end()}};
     }
