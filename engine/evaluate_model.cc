@@ -347,9 +347,12 @@ double StudentT975(int64_t degrees) {
   if (degrees <= 10) return kFirst[degrees - 1];
   // Cornish and Fisher's expansion around the normal distribution's quantile.
   constexpr double kZ = 1.959963985, kZ2 = kZ * kZ;
-  const double n = static_cast<double>(degrees);
-  return kZ * (1 + (kZ2 + 1) / (4 * n) + ((5 * kZ2 + 16) * kZ2 + 3) / (96 * n * n) +
-               (((3 * kZ2 + 19) * kZ2 + 17) * kZ2 - 15) / (384 * n * n * n));
+  const double x = 1 / static_cast<double>(degrees);
+  constexpr double kTerms[] = {
+      (kZ2 + 1) / 4, ((5 * kZ2 + 16) * kZ2 + 3) / 96,
+      (((3 * kZ2 + 19) * kZ2 + 17) * kZ2 - 15) / 384,
+      ((((79 * kZ2 + 776) * kZ2 + 1482) * kZ2 - 1920) * kZ2 - 945) / 92160};
+  return kZ * (1 + x * (kTerms[0] + x * (kTerms[1] + x * (kTerms[2] + x * kTerms[3]))));
 }
 
 absl::StatusOr<std::vector<ModelScore>> EvaluateModels(const EvaluationRequest& request,

@@ -18,6 +18,7 @@ uint64_t EdgeKey(uint32_t node, char byte) {
 AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)), ends_(1) {
   for (size_t i = 0; i < tokens_.size(); ++i) {
     uint32_t node = 0;
+    if (!tokens_[i].content.empty()) begins_[static_cast<uint8_t>(tokens_[i].content[0])] = true;
     for (const char byte : tokens_[i].content) {
       const auto [edge, is_new] =
           edges_.try_emplace(EdgeKey(node, byte), static_cast<uint32_t>(ends_.size()));
@@ -33,6 +34,10 @@ absl::Status AddedTokens::ForEach(
     absl::FunctionRef<absl::Status(std::string_view, const AddedToken*)> piece) const {
   size_t covered = 0;  // up to where pieces have been told
   for (size_t at = 0; at < text.size() && !tokens_.empty();) {
+    if (!begins_[static_cast<uint8_t>(text[at])]) {
+      ++at;
+      continue;
+    }
     const AddedToken* token = nullptr;
     uint32_t node = 0;
     for (size_t i = at; i < text.size(); ++i) {

@@ -2,6 +2,7 @@
 #ifndef NIBBLE_MODEL_TEXT_ADDED_TOKENS_H_
 #define NIBBLE_MODEL_TEXT_ADDED_TOKENS_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -38,7 +39,9 @@ class AddedTokens {
 
  private:
   std::vector<AddedToken> tokens_;
-  // A trie: from a node and a byte to the next node, and the tokens that end at nodes.
+  // A trie: from a node and a byte to the next node, and the tokens that end at nodes. Of its root,
+  // the bytes that lead on, since most do not.
+  std::array<bool, 256> begins_ = {};
   absl::flat_hash_map<uint64_t, uint32_t> edges_;
   std::vector<std::optional<size_t>> ends_;
 };

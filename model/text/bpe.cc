@@ -9,6 +9,8 @@
 namespace nibble {
 namespace {
 
+constexpr uint32_t kNoRank = 0xFFFFFFFF;
+
 uint64_t PairKey(uint32_t left, uint32_t right) { return uint64_t{left} << 32 | right; }
 
 }  // namespace
@@ -19,24 +21,45 @@ Bpe::Bpe(BpeModel model) : model_(std::move(model)) {
     const BpeMerge& merge = model_.merges[rank];
     merges_[PairKey(merge.left, merge.right)] = {static_cast<uint32_t>(rank), merge.merged};
   }
-  model_.merges = {};
   for (int byte = 0; byte < 256; ++byte) {
     const auto token = model_.vocabulary.find(std::string(1, static_cast<char>(byte)));
     if (token != model_.vocabulary.end()) bytes_[byte] = token->second;
+  }
+  MarkCrossings(model_.merges);
+  model_.merges = {};
+}
+
+void Bpe::MarkCrossings(const std::vector<BpeMerge>& merges) {
+  // The parts of what is merged. They are shorter, so going down from one to the next ends.
+  absl::flat_hash_map<uint32_t, const BpeMerge*> parts;
+  for (const BpeMerge& merge : merges) parts.emplace(merge.merged, &merge);
+  const auto descend = [&](uint32_t id, uint32_t BpeMerge::*part) {
+    for (auto found = parts.find(id); found != parts.end(); found = parts.find(id)) {
+      id = found->second->*part;
+    }
+    return id;
+  };
+  for (const BpeMerge& merge : merges) {
+    merges_.try_emplace(
+        PairKey(descend(merge.left, &BpeMerge::right), descend(merge.right, &BpeMerge::left)),
+        Result{kNoRank, 0});
   }
 }
 
 const Bpe::Result* Bpe::FindMerge(uint32_t left, uint32_t right) const {
   const auto found = merges_.find(PairKey(left, right));
-  return found == merges_.end() ? nullptr : &found->second;
+  return found == merges_.end() || found->second.rank == kNoRank ? nullptr : &found->second;
 }
 
-std::vector<Bpe::Symbol> Bpe::Start(std::string_view word) const {
-  std::vector<Symbol> symbols;
+Bpe::Symbols Bpe::Start(std::string_view word) const {
+  Symbols symbols;
   symbols.reserve(word.size());
   const auto add = [&](uint32_t id) {
     const auto index = static_cast<int32_t>(symbols.size());
-    symbols.push_back({id, index - 1, index + 1, false});
+    // Neighbors are tied only where a merge may join them, so that each heap stays small.
+    const bool joins = index > 0 && merges_.contains(PairKey(symbols.back().id, id));
+    if (joins) symbols.back().next = index;
+    symbols.push_back({id, joins ? index - 1 : -1, -1, false});
   };
   int unknown = 0;  // tokens that are yet to be added
   const auto add_unknown = [&] {
@@ -69,14 +92,12 @@ std::vector<Bpe::Symbol> Bpe::Start(std::string_view word) const {
     unknown = 1;
   }
   add_unknown();
-  if (!symbols.empty()) symbols.back().next = -1;
   return symbols;
 }
 
-void Bpe::MergeAll(std::vector<Symbol>& symbols) const {
+void Bpe::Merge(Symbols& symbols, int32_t first, Candidates& heap) const {
   // The best rank first, then the leftmost. Candidates go stale when a neighbor is merged; they are
   // recognized when their turn comes.
-  std::vector<Candidate> heap;
   const auto is_later = [](const Candidate& a, const Candidate& b) {
     return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
   };
@@ -87,7 +108,7 @@ void Bpe::MergeAll(std::vector<Symbol>& symbols) const {
     heap.push_back({result->rank, position, result->merged});
     return true;
   };
-  for (size_t i = 0; i + 1 < symbols.size(); ++i) candidate(static_cast<int32_t>(i));
+  for (int32_t i = first; symbols[i].next >= 0; i = symbols[i].next) candidate(i);
   std::ranges::make_heap(heap, is_later);
   while (!heap.empty()) {
     std::ranges::pop_heap(heap, is_later);
@@ -115,8 +136,13 @@ void Bpe::Encode(std::string_view word, std::vector<uint32_t>& ids) const {
       return;
     }
   }
-  std::vector<Symbol> symbols = Start(word);
-  MergeAll(symbols);
+  Symbols symbols = Start(word);
+  Candidates heap;
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    if (symbols[i].previous < 0 && symbols[i].next >= 0) {
+      Merge(symbols, static_cast<int32_t>(i), heap);
+    }
+  }
   for (const Symbol& symbol : symbols) {
     if (!symbol.is_gone) ids.push_back(symbol.id);
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
 
 namespace nibble {
 
@@ -20,7 +21,9 @@ struct BpeMerge {
 struct BpeModel {
   // Tokens as they stand in words: bytes of any kind where `by_bytes`, else text.
   absl::flat_hash_map<std::string, uint32_t> vocabulary;
-  std::vector<BpeMerge> merges;  // best first; of several for one pair the last counts
+  // Best first; of several for one pair the last counts. What is merged is longer than its parts,
+  // and no byte token or unknown one.
+  std::vector<BpeMerge> merges;
   bool by_bytes = true;          // words begin as single bytes, else as single characters
   // A character that is no token becomes those of its bytes, where all of them are there.
   std::array<std::optional<uint32_t>, 256> byte_tokens = {};
@@ -39,6 +42,8 @@ class Bpe {
   void Encode(std::string_view word, std::vector<uint32_t>& ids) const;
 
  private:
+  // What two neighbors become. Of tokens of one character each there is one, without a rank, also
+  // where they are neighbors inside of some token: where there is none, no merge ever crosses.
   struct Result {
     uint32_t rank, merged;
   };
@@ -53,9 +58,14 @@ class Bpe {
     uint32_t merged;
   };
 
+  using Symbols = absl::InlinedVector<Symbol, 32>;
+  using Candidates = absl::InlinedVector<Candidate, 32>;
+
+  void MarkCrossings(const std::vector<BpeMerge>& merges);
   const Result* FindMerge(uint32_t left, uint32_t right) const;
-  std::vector<Symbol> Start(std::string_view word) const;
-  void MergeAll(std::vector<Symbol>& symbols) const;
+  Symbols Start(std::string_view word) const;
+  // Of the run of tied symbols that begins with `first`; `heap` is empty before and after.
+  void Merge(Symbols& symbols, int32_t first, Candidates& heap) const;
 
   BpeModel model_;
   absl::flat_hash_map<uint64_t, Result> merges_;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "base/text.h"
@@ -110,6 +111,7 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const JsonNode& node) {
   NIBBLE_RETURN_IF_ERROR(node.CheckObject());
   Vocabulary vocabulary;
   vocabulary.reserve(node.value().size());
+  absl::flat_hash_set<uint32_t> ids;
   for (const auto& [token, id] : node.value().items()) {
     if (!id.is_number_unsigned() ||
         id.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int32_t>::max())) {
@@ -117,6 +119,11 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const JsonNode& node) {
                                               ": expected an id from 0 to 2^31-1, got another"));
     }
     vocabulary.emplace(token, id.get<uint32_t>());
+    if (!ids.insert(id.get<uint32_t>()).second) {
+      return absl::DataLossError(absl::StrCat(node.path(), ": ", Quoted(token),
+                                              ": expected ids that differ, got a second ",
+                                              id.get<uint32_t>()));
+    }
   }
   return vocabulary;
 }
@@ -150,6 +157,7 @@ absl::StatusOr<std::vector<BpeMerge>> ReadMerges(const JsonNode& node,
     } else {
       return error("expected two tokens, got another value");
     }
+    if (left.empty() || right.empty()) return error("expected two tokens, got an empty one");
     BpeMerge merge;
     const std::pair<const std::string, uint32_t*> parts[] = {
         {left, &merge.left}, {right, &merge.right}, {left + right, &merge.merged}};
@@ -224,6 +232,12 @@ absl::StatusOr<Bpe> ReadBpe(const JsonNode& model, const Vocabulary& vocabulary,
       bpe.unknown = found->second;
     } else if (missing > 0) {
       return unknown.Error("a token of the vocabulary");
+    }
+  }
+  for (const BpeMerge& merge : bpe.merges) {
+    if (merge.merged == bpe.unknown ||
+        std::ranges::find(bpe.byte_tokens, merge.merged) != bpe.byte_tokens.end()) {
+      return model["merges"].Unsupported("no merge into the unknown token or one of a byte");
     }
   }
   return Bpe(std::move(bpe));

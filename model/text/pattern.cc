@@ -20,12 +20,13 @@ namespace {
 constexpr size_t kMaxBytes = 65'536;          // of an expression
 constexpr size_t kMaxDepth = 100;             // of its groups
 constexpr uint32_t kMatchLimit = 50'000'000;  // steps of a match from one place on
-constexpr size_t kMaxJitStack = size_t{16} << 20;
+constexpr size_t kMinJitStack = size_t{64} << 10;
+constexpr size_t kMaxJitStack = size_t{64} << 20;
 
 constexpr std::string_view kProperties[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc",
                                             "Me", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps",
                                             "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So",
-                                            "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Han"};
+                                            "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Co", "Han"};
 
 // \s, \d and \w of Oniguruma, as what stands in a class.
 constexpr std::string_view kSpaces =
@@ -326,7 +327,15 @@ std::string ErrorName(int error) {
 }  // namespace
 
 struct Pattern::Compiled {
+  // The next match from byte `from` on, or an error of PCRE2's.
+  int Match(PCRE2_SPTR subject, size_t size, size_t from, pcre2_match_data* match,
+            pcre2_match_context* with) const {
+    return jit ? pcre2_jit_match(code.get(), subject, size, from, 0, match, with)
+               : pcre2_match(code.get(), subject, size, from, PCRE2_NO_UTF_CHECK, match, with);
+  }
+
   Owned<pcre2_code> code;
+  Owned<pcre2_match_context> context;
   bool is_literal = false;
   bool jit = false;
 };
@@ -383,6 +392,11 @@ absl::StatusOr<Pattern> Pattern::CompileFor(std::string_view shown, std::string_
     return absl::InvalidArgumentError(absl::StrCat(
         "pattern ", Quoted(shown), ": expected an expression for PCRE2, got: ", ErrorName(error)));
   }
+  compiled->context.reset(pcre2_match_context_create(nullptr));
+  if (!compiled->context) {
+    return absl::ResourceExhaustedError("pattern: expected enough memory, got none");
+  }
+  pcre2_set_match_limit(compiled->context.get(), kMatchLimit);
   compiled->jit = pcre2_jit_compile(compiled->code.get(), PCRE2_JIT_COMPLETE) == 0;
   return Pattern(std::move(compiled));
 }
@@ -392,14 +406,10 @@ absl::Status Pattern::ForEach(std::string_view text,
   if (text.empty()) return absl::OkStatus();
   const Owned<pcre2_match_data> match(
       pcre2_match_data_create_from_pattern(compiled_->code.get(), nullptr));
-  const Owned<pcre2_match_context> context(pcre2_match_context_create(nullptr));
-  const Owned<pcre2_jit_stack> stack(
-      compiled_->jit ? pcre2_jit_stack_create(32 << 10, kMaxJitStack, nullptr) : nullptr);
-  if (!match || !context || (compiled_->jit && !stack)) {
-    return absl::ResourceExhaustedError("pattern: expected enough memory, got none");
-  }
-  pcre2_set_match_limit(context.get(), kMatchLimit);
-  if (stack) pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
+  if (!match) return absl::ResourceExhaustedError("pattern: expected enough memory, got none");
+  // A larger stack than compiled code has by itself, made when it is needed.
+  Owned<pcre2_jit_stack> stack;
+  Owned<pcre2_match_context> with_stack;
 
   const std::string with_stand_ins = compiled_->is_literal ? "" : WithStandIns(text);
   const auto* subject =
@@ -409,11 +419,17 @@ absl::Status Pattern::ForEach(std::string_view text,
   size_t from = 0;     // where the next search begins
   std::optional<size_t> last_end;
   while (from <= text.size()) {
-    const int found = compiled_->jit
-                          ? pcre2_jit_match(compiled_->code.get(), subject, text.size(), from, 0,
-                                            match.get(), context.get())
-                          : pcre2_match(compiled_->code.get(), subject, text.size(), from,
-                                        PCRE2_NO_UTF_CHECK, match.get(), context.get());
+    const int found = compiled_->Match(subject, text.size(), from, match.get(),
+                                       stack ? with_stack.get() : compiled_->context.get());
+    if (found == PCRE2_ERROR_JIT_STACKLIMIT && !stack) {
+      stack.reset(pcre2_jit_stack_create(kMinJitStack, kMaxJitStack, nullptr));
+      with_stack.reset(pcre2_match_context_copy(compiled_->context.get()));
+      if (!stack || !with_stack) {
+        return absl::ResourceExhaustedError("pattern: expected enough memory, got none");
+      }
+      pcre2_jit_stack_assign(with_stack.get(), nullptr, stack.get());
+      continue;
+    }
     if (found == PCRE2_ERROR_NOMATCH) break;
     if (found < 0) {
       return absl::ResourceExhaustedError(

@@ -70,6 +70,15 @@ constexpr std::string_view kTokens[] = {
     "method: ",
     "rules: ",
     "use: keep",
+    "\\\\p{L}",
+    "\\\\s+",
+    "(?!",
+    "(?i:",
+    "{1,3}",
+    "\"Regex\":",
+    "\"type\":\"ByteLevel\"",
+    "\"merges\":",
+    "\"id\":",
 };
 
 void Run(const std::string& input) {
