@@ -18,10 +18,7 @@ absl::Status CheckOut(const std::string& out, const std::vector<std::string>& in
     return absl::InvalidArgumentError(
         absl::StrCat("output: expected a file other than the input, got ", out));
   }
-  const absl::Status there = LoadCalibration(out).status();
-  if (there.ok() || absl::IsNotFound(there)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "output: expected a name that is free, or a calibration state to replace, got ", out));
+  return CheckCalibrationOutput(out);
 }
 
 absl::Status SaveAndSay(const std::string& out, const CalibrationStates& states) {

@@ -65,6 +65,56 @@ CLI::Option* RecipeFlags::AddSet(CLI::App* app, std::vector<std::string>& overri
       ->allow_extra_args(false);
 }
 
+void DataFlags::Add(CLI::App* app) {
+  constexpr int64_t kMost = 1'000'000'000;
+  data = app->add_option("--data", request.path,
+                         "text (.txt), JSON lines (.jsonl) or token ids (.safetensors, .u16, .u32)")
+             ->check(NotEmpty());
+  field = app->add_option("--field", request.field, "where a line of JSON has its text")
+              ->needs(data)
+              ->capture_default_str();
+  sequences = app->add_option("--sequences", request.sequences, "how many, at most")
+                  ->needs(data)
+                  ->check(CLI::Range(int64_t{1}, kMost));
+  length = app->add_option("--length", request.length, "of each, in tokens")
+               ->needs(data)
+               ->check(CLI::Range(int64_t{1}, kMost));
+}
+
+void DataFlags::Reconcile(Recipe::Calibration& calibration) {
+  const auto agree = [](const CLI::Option* option, int64_t& given, int64_t& of_recipe) {
+    (option->count() > 0 ? of_recipe : given) = option->count() > 0 ? given : of_recipe;
+  };
+  agree(sequences, request.sequences, calibration.sequences);
+  agree(length, request.length, calibration.length);
+}
+
+absl::StatusOr<TokenSet> DataFlags::Read(const std::string& model) const {
+  NIBBLE_ASSIGN_OR_RETURN(ModelData read, ReadModelData(model, request));
+  for (const std::string& warning : read.warnings) {
+    std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
+  }
+  return std::move(read.tokens);
+}
+
+void RunFlags::Add(CLI::App* app) {
+  app->add_option("--dtype", dtype, "of activations: fp32 or bf16")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->capture_default_str();
+  app->add_option(
+         "--hidden-memory", hidden_memory,
+         "bytes (or 512MiB, 8GiB) of hidden states in memory; the rest is in a file [8GiB]")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+}
+
+RunOptions RunFlags::Options(const BackendFlags& backend) const {
+  RunOptions options;
+  options.threads = backend.options.threads;
+  options.dtype = dtype == "bf16" ? DType::kBf16 : DType::kF32;
+  options.hidden_states.memory_budget = hidden_memory;
+  return options;
+}
+
 CLI::Validator NotEmpty() {
   return CLI::Validator(
       [](std::string& word) { return word.empty() ? "expected a value, got nothing" : ""; }, "");

@@ -11,7 +11,10 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "base/enum_names.h"
+#include "engine/calibrate_model.h"
+#include "engine/model_data.h"
 #include "kernels/backend.h"
+#include "model/token_set.h"
 #include "policies/recipe.h"
 
 namespace nibble {
@@ -56,6 +59,27 @@ struct RecipeFlags {
 
   static CLI::Option* AddName(CLI::App* app, const std::string& option, std::string& name);
   static CLI::Option* AddSet(CLI::App* app, std::vector<std::string>& overrides);
+};
+
+// --data, and how much of it.
+struct DataFlags {
+  ModelDataRequest request;
+  CLI::Option *data = nullptr, *field = nullptr, *sequences = nullptr, *length = nullptr;
+
+  void Add(CLI::App* app);
+  // A recipe's sequences and length hold where the options say nothing else; both agree afterwards.
+  void Reconcile(Recipe::Calibration& calibration);
+  // Warnings go to stderr.
+  absl::StatusOr<TokenSet> Read(const std::string& model) const;
+};
+
+// --dtype and --hidden-memory: how a model runs.
+struct RunFlags {
+  std::string dtype = "fp32";
+  uint64_t hidden_memory = HiddenStatesOptions{}.memory_budget;
+
+  void Add(CLI::App* app);
+  RunOptions Options(const BackendFlags& backend) const;
 };
 
 // CLI11 takes an empty word for 0, or for an option that was not given.

@@ -12,7 +12,9 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "base/text.h"
+#include "cli/calibrate_command.h"
 #include "cli/calibration_command.h"
+#include "cli/eval_command.h"
 #include "cli/flags.h"
 #include "cli/plan_command.h"
 #include "cli/quantize_command.h"
@@ -374,8 +376,11 @@ int Main(int argc, char** argv) {
   AddCommand<CalibrationMergeCommand>(calibration, "merge", "of several runs or ranks", result);
   AddCommand<InspectCommand>(&app, "inspect", "what a file or a folder holds", result);
   AddCommand<PlanCommand>(&app, "plan", "what a recipe makes of each tensor of a model", result);
+  AddCommand<CalibrateCommand>(&app, "calibrate", "what a model's inputs look like, for quantize",
+                               result);
   AddCommand<QuantizeModelCommand>(&app, "quantize", "a model folder to a quantized one", result);
   AddCommand<RecipesCommand>(&app, "recipes", "the shipped recipes; one of them in full", result);
+  AddCommand<EvalCommand>(&app, "eval", "how well models predict held-out text", result);
   AddCommand<VerifyCommand>(&app, "verify", "check a folder of a quantized model", result);
   AddCommand<TuneCommand>(&app, "tune", "measure launch shapes on a GPU and keep the best", result);
   AddCommand<DemoCommand>(&app, "demo", "compare the ways to choose scales", result);

@@ -4,7 +4,9 @@
 #define NIBBLE_CLI_PROGRESS_H_
 
 #include <cstdint>
+#include <string>
 
+#include "engine/calibrate_model.h"
 #include "engine/quantize_model.h"
 
 namespace nibble {
@@ -20,10 +22,15 @@ class Progress {
   ~Progress() { Close(); }
 
   void Show(const QuantizeModelProgress& progress);
+  void Show(const LayerProgress& progress);
   // Leaves the last line as it is.
   void Close();
 
  private:
+  // Whether it is time to; `done` always is.
+  bool IsDue(double seconds, bool done);
+  void ShowLine(double share, const std::string& text);
+
   Form form_;
   double last_shown_ = -1e9;  // seconds
   bool open_line_ = false;

@@ -25,14 +25,19 @@ QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
   recipe_.Add(app);
   app->add_option("--out", request_.out, "folder to make")->required();
   format_option_ = AddEnum(app, "--format", format_, "instead of the recipe's export.format");
-  app->add_option("--calib", request_.calibration,
-                  "saved calibrator state, or captured activations (safetensors)")
-      ->check(NotEmpty());
+  CLI::Option* calib =
+      app->add_option("--calib", request_.calibration,
+                      "saved calibrator state, or captured activations (safetensors)")
+          ->check(NotEmpty());
+  data_.Add(app);
+  data_.data->excludes(calib);
+  run_.Add(app);
   app->add_flag("--strict", request_.strict, "fail on what would be kept with a warning");
   app->add_flag("--resume", request_.resume, "go on with what a killed run left, if there is any");
   app->add_flag("--overwrite", request_.overwrite, "replace --out when the new one is complete");
   CLI::Option* dry_run =
-      app->add_flag("--dry-run", request_.dry_run, "check everything, write nothing");
+      app->add_flag("--dry-run", request_.dry_run, "check everything, write nothing")
+          ->excludes(data_.data);
   app->add_option("--report", report_, "JSON file for the summary and each tensor's error")
       ->check(NotEmpty())
       ->excludes(dry_run);
@@ -54,6 +59,38 @@ absl::StatusOr<AtomicFile> QuantizeModelCommand::BeginReport() const {
   return AtomicFile::Create(report_);
 }
 
+absl::Status QuantizeModelCommand::Calibrate(Backend& backend, Progress& progress) {
+  data_.Reconcile(request_.recipe.calibration);
+  // What would be refused in the end is refused before hours of calibrating.
+  NIBBLE_RETURN_IF_ERROR(OutputFolder::Check({.out = request_.out,
+                                              .source = request_.model,
+                                              .identity = {},
+                                              .resume = request_.resume,
+                                              .overwrite = request_.overwrite}));
+  std::string out = request_.out;
+  while (out.size() > 1 && out.back() == '/') out.pop_back();
+  CalibrateModelRequest calibrate = {.model = request_.model,
+                                     .out = out + ".calibration",
+                                     .recipe = request_.recipe,
+                                     .version = request_.version,
+                                     .resume = request_.resume,
+                                     .overwrite = request_.overwrite,
+                                     .keep_partial = true,
+                                     .run = run_.Options(backend_)};
+  NIBBLE_ASSIGN_OR_RETURN(calibrate.tokens, data_.Read(request_.model));
+  const auto summary = CalibrateModel(calibrate, backend, [&](const LayerProgress& step) {
+    progress.Show(step);
+    return absl::OkStatus();
+  });
+  progress.Close();
+  NIBBLE_RETURN_IF_ERROR(summary.status());
+  for (const std::string& warning : summary->warnings) {
+    std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
+  }
+  request_.calibration = calibrate.out;
+  return absl::OkStatus();
+}
+
 absl::Status QuantizeModelCommand::Run() {
   NIBBLE_ASSIGN_OR_RETURN(request_.recipe, recipe_.Load());
   if (format_option_->count() > 0) request_.recipe.output.format = format_;
@@ -71,12 +108,16 @@ absl::Status QuantizeModelCommand::Run() {
   Progress progress(quiet_      ? Progress::Form::kNone
                     : json_log_ ? Progress::Form::kJson
                                 : Progress::FormOfStderr());
+  if (data_.data->count() > 0) NIBBLE_RETURN_IF_ERROR(Calibrate(*backends.front(), progress));
   const auto result = QuantizeModel(request_, backends, [&](const QuantizeModelProgress& step) {
     progress.Show(step);
     return absl::OkStatus();
   });
   progress.Close();
   NIBBLE_RETURN_IF_ERROR(result.status());
+  if (data_.data->count() > 0) {
+    NIBBLE_RETURN_IF_ERROR(DropPartialCalibration(request_.calibration));
+  }
   if (report) {
     NIBBLE_RETURN_IF_ERROR(report->Append(ModelSummaryAsJson(*result)));
     NIBBLE_RETURN_IF_ERROR(report->Commit());

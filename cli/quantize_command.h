@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cli/flags.h"
+#include "cli/progress.h"
 #include "engine/quantize_model.h"
 #include "io/atomic_file.h"
 
@@ -20,9 +21,13 @@ class QuantizeModelCommand {
 
  private:
   absl::StatusOr<AtomicFile> BeginReport() const;
+  // Calibrates with --data, to a file beside the result, which is the request's from then on.
+  absl::Status Calibrate(Backend& backend, Progress& progress);
 
   QuantizeModelRequest request_;
   RecipeFlags recipe_;
+  DataFlags data_;
+  RunFlags run_;
   std::string report_;
   ExportFormat format_ = ExportFormat::kModelopt;
   CLI::Option* format_option_;

@@ -187,11 +187,23 @@ class Captures final : public FileCalibration {
     return sums.Mean(tokens);
   }
 
+  absl::StatusOr<int64_t> Tokens(const std::string& module) const override {
+    const TensorInfo* tensor = Find(module);
+    if (tensor == nullptr) return 0;
+    const absl::StatusOr<MatrixView> x = ShapeOf(*tensor);
+    if (!x.ok()) return AtTensor(x.status(), reader(), tensor->name);
+    return x->rows;
+  }
+
  private:
+  const TensorInfo* Find(const std::string& module) const {
+    return reader().Find(absl::StrCat(module, ToAbsl(kInput)));
+  }
+
   // Nothing where there is no capture of the module.
   template <typename Collect>
   absl::Status ForModule(const std::string& module, const Collect& collect) const {
-    const TensorInfo* tensor = reader().Find(absl::StrCat(module, ToAbsl(kInput)));
+    const TensorInfo* tensor = Find(module);
     if (tensor == nullptr) return absl::OkStatus();
     return AtTensor(
         ForChunks(reader(), *tensor, [&](const MatrixView& x) { return collect(*tensor, x); }),
@@ -288,6 +300,14 @@ class States final : public FileCalibration {
     return collector.Hessians();
   }
 
+  absl::StatusOr<int64_t> Tokens(const std::string& module) const override {
+    const auto it = index_.find(module);
+    if (it == index_.end()) return 0;
+    NIBBLE_ASSIGN_OR_RETURN(const InputCollector collector,
+                            LoadState(reader(), module, it->second, /*hessians=*/false));
+    return collector.tokens();
+  }
+
  private:
   absl::Status CheckColumnsOf(const std::string& module, int64_t columns,
                               const InputCollector& collector) const {
@@ -355,6 +375,38 @@ absl::Status SaveCalibration(const std::string& path, const CalibrationStates& s
     tensors.push_back({name, array.dtype, array.shape, array.bytes});
   }
   return WriteSafetensors(path, tensors, {{kFormatKey, kCalibrationFormat}});
+}
+
+absl::Status JoinCalibrations(const std::string& path, std::span<const std::string> parts) {
+  std::vector<TensorSpec> specs;
+  for (const std::string& part : parts) {
+    NIBBLE_ASSIGN_OR_RETURN(const SafetensorsReader reader, SafetensorsReader::Open(part));
+    NIBBLE_ASSIGN_OR_RETURN(const bool states, HasStates(reader));
+    NIBBLE_CHECK(states);
+    for (const TensorInfo& tensor : reader.tensors()) {
+      specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+    }
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      SafetensorsWriter writer,
+      SafetensorsWriter::Create(path, specs, {{kFormatKey, kCalibrationFormat}}));
+  size_t index = 0;
+  for (const std::string& part : parts) {
+    NIBBLE_ASSIGN_OR_RETURN(const SafetensorsReader reader, SafetensorsReader::Open(part));
+    for (const TensorInfo& tensor : reader.tensors()) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, reader.ReadAll(tensor));
+      NIBBLE_RETURN_IF_ERROR(writer.Write(index++, 0, bytes));
+    }
+  }
+  return writer.Commit();
+}
+
+absl::Status CheckCalibrationOutput(const std::string& path) {
+  const absl::StatusOr<SafetensorsReader> there = SafetensorsReader::Open(path);
+  if (absl::IsNotFound(there.status())) return absl::OkStatus();
+  if (there.ok() && HasStates(*there).value_or(false)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "output: expected a name that is free, or a calibration state to replace, got ", path));
 }
 
 absl::StatusOr<CalibrationStates> LoadCalibration(const std::string& path) {

@@ -43,6 +43,8 @@ class Calibration {
   virtual absl::StatusOr<std::optional<std::vector<float>>> Hessians(const std::string& module,
                                                                      int64_t columns,
                                                                      Backend& backend) const = 0;
+  // Of a module: how many tokens its input was seen with; 0 where the file has nothing of it.
+  virtual absl::StatusOr<int64_t> Tokens(const std::string& module) const = 0;
   // A hash of all that the file holds, for --resume. Reads the file at the first call; a file that
   // cannot be read has a fingerprint that no other has.
   virtual std::string Fingerprint() const = 0;
@@ -60,6 +62,14 @@ absl::StatusOr<CalibrationStates> CollectCalibration(const std::string& captures
 absl::Status SaveCalibration(const std::string& path, const CalibrationStates& states);
 // DataLoss for a file that SaveCalibration did not write.
 absl::StatusOr<CalibrationStates> LoadCalibration(const std::string& path);
+
+// The states of several files, no module in two of them, in one: the bytes that SaveCalibration
+// would write, but one tensor in memory at a time.
+absl::Status JoinCalibrations(const std::string& path, std::span<const std::string> parts);
+
+// InvalidArgument where `path` is something that is never replaced by a calibration: neither free
+// nor one itself.
+absl::Status CheckCalibrationOutput(const std::string& path);
 
 // Of several files of states, in any order; a module may be in some of them only. InvalidArgument
 // where a file is named twice, or some have Hessians of a module and others have not.

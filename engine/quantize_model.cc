@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "calib/calibrator.h"
 #include "engine/calibration.h"
+#include "engine/choose_scales.h"
 #include "engine/export.h"
 #include "engine/overlap.h"
 #include "engine/read_model.h"
@@ -231,20 +232,6 @@ class Job {
     return folder_->ReaderOf(*tensor).ReadRange(*tensor->info, begin, out);
   }
 
-  // The shape of one matrix of a row: [N, K].
-  std::pair<int64_t, int64_t> MatrixOf(const PlanRow& row) const {
-    const std::vector<int64_t>& shape = row.tensor.shape;
-    switch (row.form) {
-      case WeightForm::kMatrix:
-        return {ElementsOf(row.tensor) / shape.back(), shape.back()};
-      case WeightForm::kExpertRows:
-        return {shape[1], shape[2]};
-      case WeightForm::kExpertColumns:
-        return {shape[2], shape[1]};
-    }
-    return {};
-  }
-
   // Of the tensors that are to be quantized, those that hold NaN or infinity.
   absl::StatusOr<std::set<std::string>> FindNonFinite() const {
     std::set<std::string> found;
@@ -271,45 +258,15 @@ class Job {
   }
 
   absl::Status ChooseInputScales() {
-    struct Input {
-      const PlanRow* first = nullptr;
-      std::optional<float> amax, constant;
-    };
-    std::vector<Input> inputs(plan_.input_groups);
-    for (const PlanRow& row : plan_.rows) {
-      const ActivationSpec& spec = row.treatment.activations;
-      if (!row.quantize || spec.format == ActivationFormat::kNone) continue;
-      Input& input = inputs[row.input_group];
-      if (!input.first) input.first = &row;
-      if (!NeedsCalibration(row.treatment)) {
-        input.constant = std::max(input.constant.value_or(0), spec.input_scale);
-      } else if (calibration_) {
-        NIBBLE_ASSIGN_OR_RETURN(
-            const std::optional<float> amax,
-            calibration_->InputAmax(row.module, spec, MatrixOf(row).second, *backends_[0]));
-        if (amax) input.amax = std::max(input.amax.value_or(0), *amax);
-      } else {
-        return absl::InvalidArgumentError(absl::StrCat(
-            row.module, ": expected activations to choose its input's scale from (method ",
-            ToAbsl(NameOf(spec.method)),
-            "), got none; give --calib FILE, or --set activations.algorithm.method=constant"));
-      }
-    }
     input_scale_.assign(plan_.input_groups, 1.0f);
-    for (size_t group = 0; group < inputs.size(); ++group) {
-      const Input& input = inputs[group];
-      if (!input.first) continue;
-      if (!input.constant && !input.amax) {
-        return absl::FailedPreconditionError(
-            absl::StrCat(request_.calibration, ": expected activations of ", input.first->module,
-                         " (a tensor ", input.first->module,
-                         ".input), got none; calibrate with them, or keep the module by a rule"));
-      }
-      input_scale_[group] = input.constant
-                                ? *input.constant
-                                : StoredGlobalScale(*input.amax, 448, ExportFormat::kModelopt);
+    for (const auto& [group, rows] : RowsByInputGroup(plan_)) {
+      NIBBLE_ASSIGN_OR_RETURN(input_scale_[group], ChooseInputScale(rows, Choice(), *backends_[0]));
     }
     return absl::OkStatus();
+  }
+
+  ScaleChoice Choice() const {
+    return {calibration_.get(), request_.calibration, request_.recipe.calibration};
   }
 
   absl::Status MakeTasks() {
@@ -522,25 +479,11 @@ class Job {
     return absl::OkStatus();
   }
 
-  // For the rows of a task, which share their input; with their Hessians where it wants them.
   absl::StatusOr<std::unique_ptr<WeightCalibrator>> CalibratorOf(const Task& task, Slot& slot,
                                                                  Backend& backend) const {
-    const PlanRow& first = plan_.rows[task.rows[0]];
-    NIBBLE_ASSIGN_OR_RETURN(auto calibrator, MakeWeightCalibrator(first.treatment.weights));
-    if (!calibrator->needs_hessians()) return calibrator;
-    for (const int row : task.rows) {
-      if (!calibration_ || !calibrator->fell_back()) break;
-      NIBBLE_ASSIGN_OR_RETURN(auto hessians,
-                              calibration_->Hessians(plan_.rows[row].module,
-                                                     MatrixOf(plan_.rows[row]).second, backend));
-      if (hessians) NIBBLE_RETURN_IF_ERROR(calibrator->SetHessians(*std::move(hessians)));
-    }
-    if (calibrator->fell_back()) {
-      slot.warnings.push_back(absl::StrCat(
-          first.module,
-          ": no activations for local_hessian; its scales are those of the plain sweep"));
-    }
-    return calibrator;
+    std::vector<const PlanRow*> rows;
+    for (const int row : task.rows) rows.push_back(&plan_.rows[row]);
+    return MakeGroupCalibrator(rows, Choice(), backend, slot.warnings);
   }
 
   absl::Status ComputeMatrices(const Task& task, Slot& slot, Backend& backend) {
@@ -548,7 +491,7 @@ class Job {
     std::vector<MatrixView> views;
     for (size_t i = 0; i < task.rows.size(); ++i) {
       const PlanRow& row = plan_.rows[task.rows[i]];
-      const auto [n, k] = MatrixOf(row);
+      const auto [n, k] = MatrixShapeOf(row);
       views.push_back({slot.source[i].data(), row.tensor.dtype, n, k});
       const absl::Status status = calibrator->Collect(views.back(), backend);
       if (!status.ok()) return Annotate(status, PlaceOf(task.rows[i]));
@@ -582,7 +525,7 @@ class Job {
   absl::Status ComputeColumns(const Task& task, Slot& slot, Backend& backend) {
     const int row_index = task.rows[0];
     const PlanRow& row = plan_.rows[row_index];
-    const auto [n, k] = MatrixOf(row);
+    const auto [n, k] = MatrixShapeOf(row);
     const int64_t experts = row.tensor.shape[0], element = DTypeBytes(row.tensor.dtype);
     std::vector<std::byte> source, turned(n * k * element);
     const MatrixView view = {turned.data(), row.tensor.dtype, n, k};

@@ -1,14 +1,12 @@
 #include "engine/read_model.h"
 
 #include <initializer_list>
-#include <set>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "base/status.h"
 #include "base/text.h"
-#include "io/python_json.h"
+#include "io/json_object.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -16,41 +14,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kMaxDepth = 100;
 constexpr int64_t kMaxLayers = 1'000'000;
 constexpr int64_t kMaxHidden = int64_t{1} << 40;
-
-// DataLoss for what is no JSON object or names a key twice, where readers would differ.
-absl::StatusOr<Json> ParseConfig(const std::string& text) {
-  std::vector<std::set<std::string>> keys;
-  absl::Status problem;
-  const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
-      if (depth >= kMaxDepth && problem.ok()) {
-        problem =
-            absl::DataLossError(absl::StrCat("expected at most ", kMaxDepth, " levels, got more"));
-      }
-    }
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key) {
-      const std::string& key = parsed.get_ref<const std::string&>();
-      if (!keys.back().insert(key).second && problem.ok()) {
-        problem = absl::DataLossError(
-            absl::StrCat("expected keys that differ, got ", Quoted(key), " twice"));
-      }
-    }
-    return true;
-  };
-  Json config = Json::parse(QuoteConstants(text), check, /*allow_exceptions=*/false);
-  NIBBLE_RETURN_IF_ERROR(problem);
-  if (config.is_discarded())
-    return absl::DataLossError("expected JSON in UTF-8, got something else");
-  if (!config.is_object()) {
-    return absl::DataLossError(absl::StrCat("expected an object, got ", config.type_name()));
-  }
-  return config;
-}
 
 // The first of `names` that is there and not null.
 const Json* Find(const Json& object, std::initializer_list<const char*> names, std::string& name) {
@@ -105,7 +70,7 @@ absl::StatusOr<const Json*> TextConfig(const Json& config) {
 }
 
 absl::Status FillFromConfig(const std::string& text, Model& model) {
-  NIBBLE_ASSIGN_OR_RETURN(const Json config, ParseConfig(text));
+  NIBBLE_ASSIGN_OR_RETURN(const Json config, ParseJsonObject(text));
   NIBBLE_ASSIGN_OR_RETURN(const Json* language, TextConfig(config));
   NIBBLE_ASSIGN_OR_RETURN(model.model_type, ModelType(config));
   if (model.model_type.empty()) {

@@ -25,13 +25,12 @@ namespace nibble {
 
 struct DecoderOptions {
   int threads = 0;  // 0 means one for each CPU this process may use
-  // fp32: all activations are. bf16: what a linear layer reads and writes, and the hidden states,
-  // are rounded to bf16; what happens between, and all sums, stay float32. Weights are used as they
-  // are stored, in either.
+  // What linear layers read, and hidden states between layers, are rounded to: fp32 or bf16. All
+  // sums, and what is between, are float32; weights are used as they are stored.
   DType dtype = DType::kF32;
   // Whole sequences are run together up to that many tokens; a longer one is run alone.
   int64_t batch_tokens = 2048;
-  int64_t logit_rows = 128;  // in a call of LogitsSink
+  int64_t logit_rows = 256;  // in a call of LogitsSink
   // Every expert's inputs are observed for every token; outputs stay those of the routing.
   bool force_all_experts = false;
   HiddenStatesOptions hidden_states = {};
@@ -40,6 +39,18 @@ struct DecoderOptions {
 // Rows of logits, each config.vocabulary values, from the token `first` on. A status that is not OK
 // ends the run.
 using LogitsSink = std::function<absl::Status(int64_t first, std::span<const float> logits)>;
+
+// The last norm and lm_head of a decoder, in memory. The decoder outlives it.
+class LogitsHead {
+ public:
+  virtual ~LogitsHead() = default;
+
+  // Of the tokens [first, first + count) of hidden states that the last layer wrote. Valid until
+  // the next call.
+  virtual absl::StatusOr<std::span<const float>> Logits(const HiddenStates& hidden, int64_t first,
+                                                        int64_t count,
+                                                        LinearHook* hook = nullptr) = 0;
+};
 
 // Failures name the layer and the tensor: NotFound where one is missing, DataLoss where its shape
 // or type is not what the configuration asks for, FailedPrecondition where it holds NaN or infinity
@@ -62,9 +73,18 @@ class Decoder {
   // The same without replacing: for hooks only.
   virtual absl::Status ObserveLayer(const HiddenStates& hidden, LinearHook& hook) = 0;
 
-  // The last norm and lm_head over what the last layer wrote.
-  virtual absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
-                              LinearHook* hook = nullptr) = 0;
+  // For logits of several decoders side by side.
+  virtual absl::StatusOr<std::unique_ptr<LogitsHead>> LoadHead() = 0;
+
+  // All logits, by a head that is loaded for this.
+  absl::Status Logits(const HiddenStates& hidden, const LogitsSink& sink,
+                      LinearHook* hook = nullptr);
+
+ protected:
+  explicit Decoder(int64_t logit_rows) : logit_rows_(logit_rows) {}
+
+ private:
+  const int64_t logit_rows_;
 };
 
 }  // namespace nibble

@@ -25,6 +25,9 @@ struct HostTensor {
 // The decoder checks shapes, types and values. Called from one thread at a time.
 using WeightSource = std::function<absl::StatusOr<HostTensor>(const std::string& name)>;
 
+// `count` values of such a tensor, from the element `first` on, as float32.
+void WidenValues(const void* data, DType dtype, int64_t first, int64_t count, float* out);
+
 // The folder's tensors as they are. The folder outlives the source.
 WeightSource FolderWeights(const ModelFolder& folder);
 

@@ -44,6 +44,12 @@ template <>
 inline constexpr std::array<std::string_view, 2> kEnumNames<ExportFormat> = {"modelopt",
                                                                              "compressed-tensors"};
 
+// Which inputs are observed: those of the model as it is, or those that its layers have when the
+// ones before them are quantized.
+enum class Propagate : uint8_t { kOriginal, kQuantized };
+template <>
+inline constexpr std::array<std::string_view, 2> kEnumNames<Propagate> = {"original", "quantized"};
+
 enum class RuleUse : uint8_t { kQuantize, kKeep };
 template <>
 inline constexpr std::array<std::string_view, 2> kEnumNames<RuleUse> = {"quantize", "keep"};
@@ -120,6 +126,10 @@ struct Recipe {
   std::vector<RecipeRule> rules;
   struct Calibration {
     int64_t sequences = 128, length = 512;
+    // Second moments of a routed expert's input over fewer tokens are not used.
+    int64_t routed_min_tokens = 16;
+    bool force_all_experts = false;  // each is shown every token, wherever it is routed
+    Propagate propagate = Propagate::kOriginal;
     friend bool operator==(const Calibration&, const Calibration&) = default;
   } calibration;
   struct Export {

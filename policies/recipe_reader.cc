@@ -151,9 +151,9 @@ std::function<absl::Status(const Value&)> To(Enum& enumerator) {
   return [&enumerator](const Value& value) { return ReadEnum(value, enumerator); };
 }
 
-std::function<absl::Status(const Value&)> ToInteger(int64_t& number, int64_t most) {
-  return [&number, most](const Value& value) -> absl::Status {
-    NIBBLE_ASSIGN_OR_RETURN(number, ReadInteger(value, 1, most));
+std::function<absl::Status(const Value&)> ToInteger(int64_t& number, int64_t least, int64_t most) {
+  return [&number, least, most](const Value& value) -> absl::Status {
+    NIBBLE_ASSIGN_OR_RETURN(number, ReadInteger(value, least, most));
     return absl::OkStatus();
   };
 }
@@ -510,8 +510,15 @@ absl::StatusOr<Recipe> ReadRecipe(const YamlPtr& document, const std::string& de
        {"rules", keep(rules)},
        {"calibration",
         [&](const Value& map) {
-          return ReadMap(map, {{"sequences", ToInteger(recipe.calibration.sequences, kMostTokens)},
-                               {"length", ToInteger(recipe.calibration.length, kMostTokens)}});
+          Recipe::Calibration& calibration = recipe.calibration;
+          return ReadMap(
+              map,
+              {{"sequences", ToInteger(calibration.sequences, 1, kMostTokens)},
+               {"length", ToInteger(calibration.length, 1, kMostTokens)},
+               {"routed_min_tokens", ToInteger(calibration.routed_min_tokens, 0, kMostTokens)},
+               {"force_all_experts",
+                [&](const Value& value) { return ReadBool(value, calibration.force_all_experts); }},
+               {"propagate", To(calibration.propagate)}});
         }},
        {"export",
         [&](const Value& map) {

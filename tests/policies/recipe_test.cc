@@ -57,7 +57,8 @@ rules:
   - {match: ["*lm_head*", "re:.*router"], use: keep}
   - {layers: {first: 1, last: 2}, use: keep}
   - {kinds: [mlp, expert], use: quantize, activations: {algorithm: {method: percentile, percentile: 99.9}}}
-calibration:  {sequences: 64, length: 256}
+calibration:  {sequences: 64, length: 256, routed_min_tokens: 0, force_all_experts: true,
+               propagate: quantized}
 export:       {format: compressed-tensors, shard_size: 2.5GiB}
 tuning: {blocks_per_program: 256, warps: 4, store: picks}
 nonfinite: keep
@@ -84,7 +85,7 @@ nonfinite: keep
   EXPECT_EQ(recipe.rules[3].treatment->weights, recipe.treatment.weights);
   EXPECT_EQ(recipe.rules[3].treatment->activations.method, ActivationMethod::kPercentile);
   EXPECT_EQ(recipe.rules[3].treatment->activations.percentile, 99.9);
-  EXPECT_EQ(recipe.calibration, (Recipe::Calibration{64, 256}));
+  EXPECT_EQ(recipe.calibration, (Recipe::Calibration{64, 256, 0, true, Propagate::kQuantized}));
   EXPECT_EQ(recipe.output, (Recipe::Export{ExportFormat::kCompressedTensors, uint64_t{5} << 29}));
   EXPECT_EQ(recipe.tuning, (Recipe::Tuning{256, 4, "picks"}));
   EXPECT_EQ(recipe.nonfinite, NonFinite::kKeep);
@@ -293,6 +294,9 @@ TEST(LoadRecipeTest, WrongTypesAreRefused) {
       {"rules: [{layers: {first: 1.5}, use: keep}]", "expected an integer from 0 to 1000000"},
       {"rules: [{layers: {last: 99999999999999999999}, use: keep}]", "expected an integer from 0"},
       {"calibration: {sequences: 0}", "expected an integer from 1 to 1000000000, got \"0\""},
+      {"calibration: {routed_min_tokens: -1}", "expected an integer from 0 to 1000000000"},
+      {"calibration: {force_all_experts: 1}", "expected true or false, got \"1\""},
+      {"calibration: {propagate: quantised}", "did you mean \"quantized\"?"},
       {"calibration: {length: many}", "expected an integer from 1 to 1000000000"},
       {"export: {shard_size: 0}", "export.shard_size: expected a size like 5GB"},
       {"export: {shard_size: -5GB}", "expected a size like 5GB"},
@@ -364,8 +368,10 @@ TEST(LoadRecipeTest, KnowsTheBackendsLimitOfMultipliers) {
 }
 
 TEST(LoadRecipeTest, UnknownNamesListTheShippedOnes) {
-  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), absl::StatusCode::kInvalidArgument, "did you mean \"nvfp4_mse\"?"));
-  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), absl::StatusCode::kInvalidArgument, "nvfp4_four_over_six, "));
+  EXPECT_TRUE(IsError(Load("nvfp4_mes", {}), absl::StatusCode::kInvalidArgument,
+                      "did you mean \"nvfp4_mse\"?"));
+  EXPECT_TRUE(
+      IsError(Load("nvfp4_mes", {}), absl::StatusCode::kInvalidArgument, "nvfp4_four_over_six, "));
   EXPECT_TRUE(IsError(Load("", {}), absl::StatusCode::kInvalidArgument, "got \"\""));
   EXPECT_TRUE(IsError(Load("x/y", {}), kNotFound, "recipe: x/y: no such file"));
   EXPECT_TRUE(IsError(Load("nvfp4.yaml", {}), kNotFound, "recipe: nvfp4.yaml: no such file"));
@@ -452,8 +458,10 @@ TEST(ExtendsTest, ErrorsNameTheFileThatHasThem) {
   EXPECT_TRUE(IsError(Load("c.yaml", files), kInvalid, "p.yaml:2:22: weights.algorithm"));
   EXPECT_TRUE(
       IsError(Load("m.yaml", files), kNotFound, "m.yaml:2:10: extends: gone.yaml: no such"));
-  EXPECT_TRUE(IsError(Load("n.yaml", files), absl::StatusCode::kInvalidArgument, "n.yaml:1:10: extends: expected a path"));
-  EXPECT_TRUE(IsError(Load("n.yaml", files), absl::StatusCode::kInvalidArgument, "did you mean \"nvfp4\"?"));
+  EXPECT_TRUE(IsError(Load("n.yaml", files), absl::StatusCode::kInvalidArgument,
+                      "n.yaml:1:10: extends: expected a path"));
+  EXPECT_TRUE(IsError(Load("n.yaml", files), absl::StatusCode::kInvalidArgument,
+                      "did you mean \"nvfp4\"?"));
   EXPECT_TRUE(IsError(Load("y.yaml", files), kInvalid, "y.yaml:"));
 }
 

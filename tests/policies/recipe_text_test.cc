@@ -21,7 +21,8 @@ class RandomRecipes {
     recipe.treatment = ATreatment();
     recipe.kv_cache = Any<KvCacheFormat>();
     for (int64_t rules = Below(6); rules > 0; --rules) recipe.rules.push_back(Rule());
-    recipe.calibration = {1 + Below(1'000'000'000), 1 + Below(1'000'000'000)};
+    recipe.calibration = {1 + Below(1'000'000'000), 1 + Below(1'000'000'000), Below(1'000'000'001),
+                          Coin(), Any<Propagate>()};
     recipe.output = {Any<ExportFormat>(),
                      static_cast<uint64_t>(Coin() ? 1 + Below(1'000'000'000'000'000)
                                                   : (1 + Below(100)) * 1'000'000'000)};
@@ -171,7 +172,8 @@ TEST(RecipeAsYamlTest, LeavesNothingOut) {
       "activations: {format: nvfp4, scheme: per_tensor, algorithm: {method: max}}\n"
       "kv_cache: {format: none}\n"
       "rules: []\n"
-      "calibration: {sequences: 128, length: 512}\n"
+      "calibration: {sequences: 128, length: 512, routed_min_tokens: 16, "
+      "force_all_experts: false, propagate: original}\n"
       "export: {format: modelopt, shard_size: 5GB}\n"
       "tuning: {blocks_per_program: auto, warps: auto, store: \"\"}\n"
       "nonfinite: error\n");
