@@ -19,7 +19,7 @@ namespace {
 // A product is cut into tiles of so many rows of x and, unless there would be few, of the weight.
 // Large enough for BLAS to run at its speed, many enough to keep several cores busy.
 constexpr int64_t kTileTokens = 512, kTileOutputs = 256, kLeastTileOutputs = 128;
-constexpr int64_t kManyTiles = 16;
+constexpr int64_t kManyTiles = 16, kPanelsForThread = 4;
 constexpr int64_t kQueryRows = 64;             // of attention
 constexpr int64_t kElementsInPiece = 1 << 15;  // of elementwise work
 constexpr int kLanes = 16;                     // of sums
@@ -148,22 +148,29 @@ class CpuOps final : public LayerOps {
     const int64_t tiles_x = CeilDivide(x.rows, kTileTokens);
     const int64_t tile_outputs = TileOutputs(tiles_x, weight.rows);
     const int64_t tiles_w = CeilDivide(weight.rows, tile_outputs);
-    pool_.ParallelFor(tiles_x * tiles_w, 1, [&](int64_t tile, int64_t) {
-      const int64_t row = tile % tiles_x * kTileTokens, col = tile / tiles_x * tile_outputs;
-      const int64_t rows = std::min(kTileTokens, x.rows - row);
-      const int64_t cols = std::min(tile_outputs, weight.rows - col);
-      const float* panel = Floats(weight) + col * depth;
-      if (weight.dtype != DType::kF32) {
-        float* widened = ThreadScratch(cols * depth);
-        Widen(weight, col * depth, cols * depth, widened);
-        panel = widened;
-      }
-      float* to = Floats(out) + row * out.cols + col;
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, cols, depth, 1.0f,
-                  Floats(x) + row * depth, depth, panel, depth, 0.0f, to, out.cols);
-      if (added.empty()) return;
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < cols; ++j) to[i * out.cols + j] += added[col + j];
+    // Tiles of one panel of the weight follow each other: where there are panels enough, a thread
+    // takes all of one and widens it once.
+    const int64_t grain = tiles_w >= kPanelsForThread * pool_.threads() ? tiles_x : 1;
+    pool_.ParallelFor(tiles_x * tiles_w, grain, [&](int64_t begin, int64_t end) {
+      const float* panel = nullptr;
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t row = tile % tiles_x * kTileTokens, col = tile / tiles_x * tile_outputs;
+        const int64_t rows = std::min(kTileTokens, x.rows - row);
+        const int64_t cols = std::min(tile_outputs, weight.rows - col);
+        if (weight.dtype == DType::kF32) {
+          panel = Floats(weight) + col * depth;
+        } else if (tile == begin || row == 0) {
+          float* widened = ThreadScratch(cols * depth);
+          Widen(weight, col * depth, cols * depth, widened);
+          panel = widened;
+        }
+        float* to = Floats(out) + row * out.cols + col;
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, cols, depth, 1.0f,
+                    Floats(x) + row * depth, depth, panel, depth, 0.0f, to, out.cols);
+        if (added.empty()) continue;
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int64_t j = 0; j < cols; ++j) to[i * out.cols + j] += added[col + j];
+        }
       }
     });
     return absl::OkStatus();
