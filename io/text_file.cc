@@ -11,7 +11,7 @@
 
 namespace nibble {
 
-absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t most) {
+absl::StatusOr<std::string> ReadFileStart(const std::string& path, size_t most) {
   // O_NONBLOCK: a named pipe without a writer must not hang us.
   FileDescriptor file(
       RetryOnInterrupt([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
@@ -22,21 +22,26 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t most) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
                                                    ToAbsl(FileKind(info.st_mode))));
   }
-  // One byte more than there should be; the size that fstat told may be old by now.
-  std::string text(std::min(most, static_cast<size_t>(info.st_size)) + 1, '\0');
+  // One byte more, to see the end; the size that fstat told may be old by now.
+  std::string text(std::min(most, static_cast<size_t>(info.st_size) + 1), '\0');
   size_t size = 0;
-  while (size <= most) {
-    if (size == text.size()) text.resize(std::min(most + 1, 2 * size));
+  while (size < most) {
+    if (size == text.size()) text.resize(std::min(most, 2 * size));
     const ssize_t got =
         RetryOnInterrupt([&] { return read(file.get(), text.data() + size, text.size() - size); });
     if (got < 0) return ErrnoStatus(path, "read");
     if (got == 0) break;
     size += static_cast<size_t>(got);
   }
-  if (size > most) {
+  text.resize(size);
+  return text;
+}
+
+absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t most) {
+  NIBBLE_ASSIGN_OR_RETURN(std::string text, ReadFileStart(path, most + 1));
+  if (text.size() > most) {
     return absl::DataLossError(absl::StrCat(path, ": expected at most ", most, " bytes, got more"));
   }
-  text.resize(size);
   return text;
 }
 

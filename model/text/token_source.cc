@@ -21,7 +21,6 @@ namespace {
 
 constexpr size_t kMaxTextBytes = size_t{1} << 30;
 constexpr size_t kMaxLineBytes = size_t{1} << 28;
-constexpr size_t kMaxIdBytes = size_t{1} << 34;
 constexpr int64_t kMaxTokens = int64_t{1} << 32;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
@@ -131,13 +130,13 @@ class SourceReader {
 
   template <typename T>
   absl::Status ReadRaw() {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, ReadTextFile(source_.path, kMaxIdBytes));
+    NIBBLE_ASSIGN_OR_RETURN(const std::string bytes,
+                            ReadFileStart(source_.path, static_cast<size_t>(wanted_) * sizeof(T)));
     if (bytes.size() % sizeof(T) != 0) {
       return absl::DataLossError(
           absl::StrCat("expected a multiple of ", sizeof(T), " bytes, got ", bytes.size()));
     }
-    const size_t size = std::min(bytes.size(), static_cast<size_t>(wanted_) * sizeof(T));
-    return Add<T>(std::as_bytes(std::span(bytes).first(size)));
+    return Add<T>(std::as_bytes(std::span(bytes)));
   }
 
   template <typename T>

@@ -49,8 +49,8 @@ struct TokenCut {
   int64_t vocabulary = 0;  // of the model: all ids are below it
 };
 
-// Fewer sequences than `cut` says where the file holds fewer: the caller tells. Reads no further
-// than needed where documents come one by one. `tokenizer` may be null for ids.
+// Fewer sequences than `cut` says where the file holds fewer: the caller tells. Of JSONL and of
+// ids it reads no more than it needs. `tokenizer` may be null for ids.
 //
 // Each message names the file and the place. DataLoss for files that break their format's rules;
 // FailedPrecondition for text that is not UTF-8 or has zeros in it, ids that are not the model's,

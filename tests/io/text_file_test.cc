@@ -29,6 +29,19 @@ TEST(ReadTextFileTest, ReadsAllOfASmallFile) {
                       "file: expected at most 100 bytes, got more"));
 }
 
+TEST(ReadFileStartTest, ReadsNoMoreThanAsked) {
+  const TempDir folder;
+  const std::string path = folder.path("file");
+  PutFile(path, "12345");
+  for (const size_t most : {0, 1, 4, 5, 6, 100}) {
+    const auto read = ReadFileStart(path, most);
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(*read, std::string("12345").substr(0, most));
+  }
+  EXPECT_TRUE(
+      IsError(ReadFileStart(folder.path("missing"), 1), absl::StatusCode::kNotFound, "missing"));
+}
+
 TEST(ReadTextFileTest, RefusesWhatIsNoRegularFile) {
   const TempDir folder;
   const std::string pipe = folder.path("pipe");

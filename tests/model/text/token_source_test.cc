@@ -52,7 +52,7 @@ class TokenSourceTest : public ::testing::Test {
   }
 
   const TempDir folder_;
-  const ByteTokenizer tokenizer_;
+  const ByteTokenizer tokenizer_{};
 };
 
 void ExpectSequences(const absl::StatusOr<TokenSet>& tokens, const std::vector<uint32_t>& ids,
