@@ -223,9 +223,14 @@ class Job {
                        "--overwrite starts again"));
     }
     if (request_.resume && resumable) {
-      NIBBLE_ASSIGN_OR_RETURN(HiddenStates hidden, HiddenStates::Load(HiddenPath(), Identity(),
-                                                                      request_.run.hidden_states));
-      hidden_.emplace(std::move(hidden));
+      absl::StatusOr<HiddenStates> hidden =
+          HiddenStates::Load(HiddenPath(), Identity(), request_.run.hidden_states);
+      if (absl::IsFailedPrecondition(hidden.status())) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(hidden.status().message(), "; --overwrite without --resume starts again"));
+      }
+      NIBBLE_RETURN_IF_ERROR(hidden.status());
+      hidden_.emplace(*std::move(hidden));
       summary_.resumed_layers = hidden_->next_layer();
       return absl::OkStatus();
     }

@@ -46,7 +46,7 @@ class CalibrateCommandTest : public ::testing::Test {
  protected:
   CalibrateCommandTest() {
     WriteModelFolder(folder_.path("model"), LlamaModel());
-    WriteIds(folder_.path("ids.u16"), 2000, 48);
+    WriteIds(folder_.path("ids.u16"), 12'800, 48);  // as many as recipes ask for
   }
 
   std::vector<std::string> Calibrate(std::vector<std::string> more = {}) const {
@@ -113,10 +113,10 @@ TEST_F(CalibrateCommandTest, CalibratedApartOrInOneGoTheBytesAreTheSame) {
 }
 
 TEST_F(CalibrateCommandTest, SaysWhereThereIsLessTextThanAskedFor) {
-  const ProcessResult result = Nibble(Calibrate({"--sequences", "50"}));
+  const ProcessResult result = Nibble(Calibrate({"--sequences", "500"}));
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_THAT(result.err, HasSubstr("warning: "));
-  EXPECT_THAT(result.err, HasSubstr("20 sequences of 100 tokens, fewer than the 50 asked for"));
+  EXPECT_THAT(result.err, HasSubstr("128 sequences of 100 tokens, fewer than the 500 asked for"));
 }
 
 TEST_F(CalibrateCommandTest, EachFailureIsOneLineAndACode) {
@@ -163,7 +163,7 @@ TEST_F(CalibrateCommandTest, AnotherRunIsNotResumed) {
   // Killed once there is something to resume.
   {
     Process process([&] {
-      std::vector<std::string> args = Calibrate({"--sequences", "20"});
+      std::vector<std::string> args = Calibrate();
       args.insert(args.begin(), NIBBLE_PROGRAM);
       return args;
     }());
@@ -172,9 +172,10 @@ TEST_F(CalibrateCommandTest, AnotherRunIsNotResumed) {
     }
   }
   if (fs::exists(folder_.path("state"))) GTEST_SKIP() << "it was done before it was killed";
-  ExpectFailure(Calibrate({"--sequences", "20"}), 2, "--resume goes on with it");
-  ExpectFailure(Calibrate({"--sequences", "19", "--resume"}), 3, "another");
-  const ProcessResult resumed = Nibble(Calibrate({"--sequences", "20", "--resume", "--quiet"}));
+  ExpectFailure(Calibrate(), 2, "--resume goes on with it");
+  ExpectFailure(Calibrate({"--sequences", "127", "--resume"}), 3,
+                "got others; --overwrite without --resume starts again");
+  const ProcessResult resumed = Nibble(Calibrate({"--resume", "--quiet"}));
   EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
   EXPECT_TRUE(fs::exists(folder_.path("state")));
 }

@@ -152,6 +152,31 @@ TEST_F(EvaluateModelTest, ScoresAreThoseOfTheLogits) {
   EXPECT_GT(scores[1].divergence().mean, 1e-6);
 }
 
+// Sums of -log p by transformers: tests/golden/README.md.
+TEST_F(EvaluateModelTest, LossesOfTheTrainedModelsAreThoseOfTransformers) {
+  const std::string root = NIBBLE_SOURCE_DIR;
+  const Contents golden = Read(root + "/tests/golden/tiny-models.safetensors");
+  EvaluationRequest request;
+  const Tensor& ids = golden.tensors.at("long.ids");
+  request.tokens.lengths.assign(ids.shape[0], ids.shape[1]);
+  ASSERT_EQ(ids.dtype, DType::kI32);
+  for (const int32_t id : ids.as<int32_t>()) {
+    request.tokens.ids.push_back(static_cast<uint32_t>(id));
+  }
+  for (const std::string name : {"tiny-llama", "tiny-moe"}) {
+    SCOPED_TRACE(name);
+    request.models = {root + "/examples/models/" + name};
+    const std::vector<ModelScore> scores = Scores(request);
+    const Tensor& expected = golden.tensors.at(name + ".long.nll");
+    ASSERT_EQ(expected.dtype, DType::kF32);
+    const std::vector<float> losses = expected.as<float>();
+    ASSERT_EQ(scores[0].sequences.size(), losses.size());
+    for (size_t i = 0; i < losses.size(); ++i) {
+      EXPECT_NEAR(scores[0].sequences[i].loss, losses[i], 1e-5 * losses[i]);
+    }
+  }
+}
+
 TEST_F(EvaluateModelTest, WeightsAreThoseThatAreStored) {
   for (const ExportFormat format : {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
     SCOPED_TRACE(NameOf(format));
