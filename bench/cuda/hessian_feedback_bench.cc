@@ -40,7 +40,7 @@ void BenchHessianFeedback() {
           .table = As<SweepTable>(table),
           .code = As<uint8_t>(code),
           .loss = As<float>(loss),
-          .packed = packed.get(),
+          .packed = As<uint8_t>(packed),
       };
       const double ms = MedianMs([&](int run) {
         args.x = x[run];

@@ -213,8 +213,9 @@ void HessianFeedbackRows(const FeedbackJob& job, int64_t begin, int64_t end) {
     const int64_t slice = b % blocks_per_row;
     float w[kBlockSize];
     LoadBlock(job.x, b * kBlockSize, w);
-    const FeedbackWinner winner = HessianFeedbackSearch(w, job.code[b], job.loss[b], *job.table,
-                                                        job.factors[slice], job.feedback[slice]);
+    const FeedbackWinner winner =
+        HessianFeedbackSearch(w, job.code[b], job.loss[b], job.packed + b * 8, *job.table,
+                              job.factors[slice], job.feedback[slice]);
     if (winner.code == 0) continue;
     job.code[b] = static_cast<uint8_t>(winner.code);
     job.loss[b] = winner.loss;

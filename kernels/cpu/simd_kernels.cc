@@ -1154,10 +1154,8 @@ HWY_INLINE void FeedbackPolish(const Stage& w, const FeedbackScales& scale,
   }
 }
 
-HWY_INLINE VF FeedbackLoss(const FeedbackCodes& codes, const HessianFeedback& feedback,
-                           const HessianFactor& factor) {
-  Stage d;
-  for (int p = 0; p < kBlockSize; ++p) d.Set(feedback.order[p], codes.d[p]);
+// HessianLoss of errors by element.
+HWY_INLINE VF LossOfErrors(const Stage& d, const HessianFactor& factor) {
   VF loss = hn::Zero(df);
   for (int i = kBlockSize - 1; i >= 0; --i) {
     VF z = hn::Mul(hn::Set(df, factor.lower[i][i]), d[i]);
@@ -1165,6 +1163,30 @@ HWY_INLINE VF FeedbackLoss(const FeedbackCodes& codes, const HessianFeedback& fe
     loss = Fma(z, z, loss);
   }
   return loss;
+}
+
+HWY_INLINE VF FeedbackLoss(const FeedbackCodes& codes, const HessianFeedback& feedback,
+                           const HessianFactor& factor) {
+  Stage d;
+  for (int p = 0; p < kBlockSize; ++p) d.Set(feedback.order[p], codes.d[p]);
+  return LossOfErrors(d, factor);
+}
+
+// See StoredHessianLoss. x: by element; words: eight codes each.
+HWY_INLINE VF StoredLoss(const Stage& x, const VU (&words)[2], VF decode_scale,
+                         const HessianFactor& factor) {
+  Stage d;
+  for (int i = 0; i < kBlockSize; ++i) {
+    const VU code = hn::ShiftRightSame(words[i / 8], 4 * (i % 8));
+    // Twice the magnitude, from the nibbles of E2m1Magnitude.
+    const VU index = hn::And(code, hn::Set(du, 7u));
+    const VU doubled =
+        hn::And(hn::Shr(hn::Set(du, 0xC8643210u), hn::ShiftLeft<2>(index)), hn::Set(du, 0xFu));
+    const VF magnitude = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, doubled)), hn::Set(df, 0.5f));
+    const VU sign = hn::ShiftLeft<28>(hn::And(code, hn::Set(du, 8u)));
+    d.Set(i, NegFma(Bits(hn::Or(Bits(magnitude), sign)), decode_scale, x[i]));
+  }
+  return LossOfErrors(d, factor);
 }
 
 HWY_INLINE void TakeLanes(MF wins, const FeedbackCodes& from, FeedbackCodes& to) {
@@ -1217,29 +1239,35 @@ void HessianFeedbackRows(const FeedbackJob& job, int64_t begin, int64_t end) {
       const HessianFeedback& feedback = job.feedback[c];
       HWY_ALIGN int32_t code[kMaxLanes] = {};
       HWY_ALIGN float loss[kMaxLanes] = {};
+      HWY_ALIGN uint32_t bytes[2 * kMaxLanes] = {};
       for (int64_t lane = 0; lane < lanes; ++lane) {
         const int64_t b = (row + lane) * blocks_per_row + c;
         code[lane] = job.code[b];
         loss[lane] = job.loss[b];
+        std::memcpy(bytes + 2 * lane, job.packed + b * 8, 8);
       }
-      const VF nearest_loss = hn::Load(df, loss);
+      VF nearest_loss = hn::Load(df, loss);
       const MF active = hn::Ne(nearest_loss, hn::Zero(df));
       if (hn::AllFalse(df, active)) continue;
       Stage x, w;
       LoadBlocks(job.x, row * job.x.cols + c * kBlockSize, job.x.cols, lanes, x);
       for (int p = 0; p < kBlockSize; ++p) w.Set(p, x[feedback.order[p]]);
+      const VI nearest_code = hn::Load(di, code);
+      VU words[2];
+      hn::LoadInterleaved2(du, bytes, words[0], words[1]);
+      const VF stored_loss =
+          StoredLoss(x, words, ScaleOf(*job.table, nearest_code), job.factors[c]);
+      nearest_loss = hn::IfThenElse(hn::Lt(stored_loss, nearest_loss), stored_loss, nearest_loss);
       FeedbackCodes codes;
       VF better_loss;
-      const VI better =
-          HessianFeedbackGroup(w, hn::Load(di, code), nearest_loss, active, *job.table,
-                               job.factors[c], feedback, codes, better_loss);
-      VU words[2] = {hn::Zero(du), hn::Zero(du)};
+      const VI better = HessianFeedbackGroup(w, nearest_code, nearest_loss, active, *job.table,
+                                             job.factors[c], feedback, codes, better_loss);
+      words[0] = words[1] = hn::Zero(du);
       for (int p = 0; p < kBlockSize; ++p) {
         const int i = feedback.order[p];
         VU& word = words[i / 8];
         word = hn::Or(word, hn::ShiftLeftSame(codes.code[p], 4 * (i % 8)));
       }
-      HWY_ALIGN uint32_t bytes[2 * kMaxLanes];
       hn::StoreInterleaved2(words[0], words[1], du, bytes);
       hn::Store(better, di, code);
       hn::Store(better_loss, df, loss);

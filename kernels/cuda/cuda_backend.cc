@@ -257,7 +257,8 @@ class CudaBackend final : public Backend {
         .loss = loss.get(),
         .packed = packed.get(),
     };
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchHessianFeedback(x.dtype, args, /*config=*/0, stream_));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchHessianFeedback(x.dtype, args, ConfigOf(CudaOp::kHessianFeedback, x), stream_));
     NIBBLE_RETURN_IF_ERROR(code.CopyTo(found.code.data()));
     NIBBLE_RETURN_IF_ERROR(loss.CopyTo(found.loss.data()));
     NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));

@@ -13,8 +13,8 @@ struct HessianFeedbackConfig {
       {"warps", &HessianFeedbackConfig::warps}};
 };
 
-// Every instantiated shape: the launcher's table, the tests and the benchmark walk this array. The
-// first is the default.
+// Every instantiated shape: the launcher's table, the tests, the benchmark and the tuner walk this
+// array. The first is the default.
 inline constexpr HessianFeedbackConfig kHessianFeedbackConfigs[] = {{4}, {2}, {8}};
 
 }  // namespace nibble

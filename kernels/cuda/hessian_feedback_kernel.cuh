@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kWarps * 32) HessianFeedbackKernel(HessianFeed
   const int64_t b = row * args.slices + slice;
   float w[kBlockSize];
   LoadBlock<T>(args.x, b, w);
-  const FeedbackWinner winner =
-      HessianFeedbackSearch(w, args.code[b], args.loss[b], table, factor, feedback);
+  const FeedbackWinner winner = HessianFeedbackSearch(w, args.code[b], args.loss[b],
+                                                      args.packed + 8 * b, table, factor, feedback);
   if (winner.code == 0) return;
   args.code[b] = static_cast<uint8_t>(winner.code);
   args.loss[b] = winner.loss;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kWarps * 32) HessianFeedbackKernel(HessianFeed
     words.x |= uint32_t{winner.codes[i]} << (4 * i);
     words.y |= uint32_t{winner.codes[i + kBlockSize / 2]} << (4 * i);
   }
-  static_cast<uint2*>(args.packed)[b] = words;
+  reinterpret_cast<uint2*>(args.packed)[b] = words;
 }
 
 }  // namespace nibble

@@ -24,7 +24,7 @@ struct HessianFeedbackArgs {
   const SweepTable* table = nullptr;
   uint8_t* code = nullptr;  // one a block, as is the loss
   float* loss = nullptr;
-  void* packed = nullptr;  // 8 bytes a block, aligned to 8
+  uint8_t* packed = nullptr;  // 8 bytes a block, aligned to 8
 };
 
 // `config` indexes kHessianFeedbackConfigs. cudaErrorInvalidValue for an unknown type or config.

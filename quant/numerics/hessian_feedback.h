@@ -14,7 +14,7 @@
 // more with all the others known: that is the polish.
 //
 // The result never loses: it is taken only where the sweep's own loss says that it is better by
-// kFeedbackMargin than what the sweep found with codes rounded to nearest.
+// kFeedbackMargin than what the sweep found with codes rounded to nearest, and than those stored.
 #ifndef NIBBLE_QUANT_NUMERICS_HESSIAN_FEEDBACK_H_
 #define NIBBLE_QUANT_NUMERICS_HESSIAN_FEEDBACK_H_
 
@@ -45,16 +45,17 @@ struct HessianFeedback {
   float coupling[kBlockSize][kBlockSize];  // H[p][r] / H[p][p]; 0 for r = p and where H[p][p] is 0
 };
 
-// H is L L^T in double precision, L the sweep's rounded factor: feedback works on the loss that it
-// is judged by. A pivot of at most 2^-23 of its diagonal element is rounding noise: that element
-// gets no feedback, its term is dropped, and nothing need be added to H's diagonal. The element
-// chosen last is the one with the smallest pivot (ties to the lowest index), then the next to last
-// among the others, and so on; but as long as some pivots are above an eighth of their diagonal
-// elements, among those. Of the orders tried (natural, by diagonal, this one) it leaves the least
-// loss, most of all where neighbours are correlated.
+// H is L L^T in double precision, L the sweep's rounded factor, with every diagonal element raised
+// by kDamping of itself. That costs next to nothing of what is gained on the tokens that H was made
+// of, and keeps feedback from relying on what few tokens make look alike; no pivot of a channel
+// that was ever active comes near 0. The element chosen last is the one with the smallest pivot
+// (ties to the lowest index), then the next to last among the others, and so on; but as long as
+// some pivots are above kSteady of their diagonal elements, among those. Of the orders tried
+// (natural, by diagonal, this one) it leaves the least loss, most of all where neighbours are
+// correlated.
 inline HessianFeedback MakeHessianFeedback(const HessianFactor& factor) {
   constexpr int n = kBlockSize;
-  constexpr double kNoise = 0x1p-23, kSteady = 0.125;
+  constexpr double kDamping = 0x1p-5, kSteady = 0.125;
   double h[n][n], rest[n][n], largest = 0;
   for (int i = 0; i < n; ++i) {
     for (int j = 0; j < n; ++j) {
@@ -64,6 +65,7 @@ inline HessianFeedback MakeHessianFeedback(const HessianFactor& factor) {
       }
       h[i][j] = rest[i][j] = sum;
     }
+    h[i][i] = rest[i][i] = h[i][i] * (1 + kDamping);
     if (h[i][i] > largest) largest = h[i][i];
   }
   HessianFeedback made = {};
@@ -82,7 +84,7 @@ inline HessianFeedback MakeHessianFeedback(const HessianFactor& factor) {
     made.order[p] = last;
     placed[last] = true;
     const double pivot = rest[last][last];
-    if (pivot <= kNoise * h[last][last]) continue;
+    if (pivot == 0) continue;
     made.pivot[p] = static_cast<float>(pivot / largest);
     for (int i = 0; i < n; ++i) {
       if (!placed[i]) ratio[last][i] = rest[last][i] / pivot;
@@ -163,17 +165,39 @@ NIBBLE_HD float FeedbackLoss(const FeedbackBlock& block, const HessianFeedback& 
   return HessianLoss(d, factor, FloatFromBits(0x7F800000u));
 }
 
+// What a slice's threads share stays in shared memory: held in registers over the search, its 120
+// ratios would leave none for anything else.
+NIBBLE_HD void FeedbackReread() {
+#if NIBBLE_DEVICE_CODE
+  asm volatile("" ::: "memory");
+#endif
+}
+
 struct FeedbackWinner {
   int code;                   // of the scale; 0 where rounding to nearest stays
   float loss;                 // the sweep's
   uint8_t codes[kBlockSize];  // by element
 };
 
-// The definition. w: by element; nearest_code, nearest_loss: what the sweep found. Where scales may
-// be subnormal (see SweepTable) nothing is tried. Ties go to the smallest scale.
+// The loss of codes that are stored. Those of rounding to nearest need not be the sweep's: the
+// stored scale may be an ulp away from it, and near a tie that is another code.
+NIBBLE_HD float StoredHessianLoss(const float w[kBlockSize], const uint8_t packed[kBlockSize / 2],
+                                  float decode_scale, const HessianFactor& factor) {
+  float d[kBlockSize];
+  for (int i = 0; i < kBlockSize; ++i) {
+    const uint8_t code = packed[i / 2] >> (i % 2 * 4) & 0xF;
+    d[i] = FmaRn(-E2m1Decode(code), decode_scale, w[i]);
+  }
+  return HessianLoss(d, factor, FloatFromBits(0x7F800000u));
+}
+
+// The definition. w: by element; nearest_code, nearest_loss: what the sweep found; nearest_packed:
+// the codes that are stored under it. Where scales may be subnormal (see SweepTable) nothing is
+// tried. Ties go to the smallest scale.
 NIBBLE_HD FeedbackWinner HessianFeedbackSearch(const float w[kBlockSize], int nearest_code,
-                                               float nearest_loss, const SweepTable& table,
-                                               const HessianFactor& factor,
+                                               float nearest_loss,
+                                               const uint8_t nearest_packed[kBlockSize / 2],
+                                               const SweepTable& table, const HessianFactor& factor,
                                                const HessianFeedback& feedback) {
   FeedbackWinner winner = {};
   if (!table.prunable || nearest_loss == 0.0f) return winner;
@@ -183,7 +207,9 @@ NIBBLE_HD FeedbackWinner HessianFeedbackSearch(const float w[kBlockSize], int ne
   const int first = nearest_code > kFeedbackReach ? nearest_code - kFeedbackReach : 1;
   float least = FloatFromBits(0x7F800000u);
   int code = 0;
+  NIBBLE_ROLLED
   for (int k = first; k <= nearest_code + kFeedbackReach && k <= kE4m3Codes; ++k) {
+    FeedbackReread();
     const float loss = FeedbackRound(placed, FeedbackScale(table.decode_scale[k]), feedback, block);
     if (loss < least) {
       least = loss;
@@ -191,10 +217,13 @@ NIBBLE_HD FeedbackWinner HessianFeedbackSearch(const float w[kBlockSize], int ne
     }
   }
   if (code == 0) return winner;
+  FeedbackReread();
   const FeedbackScale scale(table.decode_scale[code]);
   FeedbackRound(placed, scale, feedback, block);
   float loss = FeedbackLoss(block, feedback, factor);
+  NIBBLE_ROLLED
   for (int round = 0; round < kFeedbackPolishRounds; ++round) {
+    FeedbackReread();
     FeedbackBlock next = block;
     FeedbackPolish(placed, scale, feedback, next);
     const float next_loss = FeedbackLoss(next, feedback, factor);
@@ -202,7 +231,9 @@ NIBBLE_HD FeedbackWinner HessianFeedbackSearch(const float w[kBlockSize], int ne
     block = next;
     loss = next_loss;
   }
-  if (!(loss < MulRn(nearest_loss, kFeedbackMargin))) return winner;
+  const float stored_loss =
+      StoredHessianLoss(w, nearest_packed, table.decode_scale[nearest_code], factor);
+  if (!(loss < MulRn(Min(nearest_loss, stored_loss), kFeedbackMargin))) return winner;
   winner.code = code;
   winner.loss = loss;
   for (int p = 0; p < kBlockSize; ++p) winner.codes[feedback.order[p]] = block.code[p];
