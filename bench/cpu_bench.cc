@@ -206,13 +206,16 @@ void RegisterAll() {
   const auto multipliers = [](Backend& backend, const MatrixView& x, benchmark::State&) {
     NIBBLE_CHECK(backend.MultiplierSearch({}, x).ok());
   };
+  static const std::vector<float> hessians = [] {
+    std::vector<float> h(kCols / 16 * 256, 0.0f);
+    for (size_t i = 0; i < h.size(); ++i) h[i] = i % 256 % 17 == 0 ? 1.0f : 0.05f;
+    return h;
+  }();
+  const auto feedback = [](Backend& backend, const MatrixView& x, benchmark::State&) {
+    NIBBLE_CHECK(backend.SweepHessianFeedback({}, x, hessians).ok());
+  };
   const auto hessian = [](Backend& backend, const MatrixView& x, benchmark::State& state) {
-    static const std::vector<float> h = [] {
-      std::vector<float> identity(kCols / 16 * 256, 0.0f);
-      for (size_t i = 0; i < identity.size(); ++i) identity[i] = i % 256 % 17 == 0 ? 1.0f : 0.05f;
-      return identity;
-    }();
-    const auto result = backend.ScaleSweepHessian({}, x, h);
+    const auto result = backend.ScaleSweepHessian({}, x, hessians);
     NIBBLE_CHECK(result.ok());
     state.counters["evaluations_per_block"] =
         static_cast<double>(result->evaluations) / static_cast<double>(result->code.size());
@@ -280,6 +283,7 @@ void RegisterAll() {
       Register("CalibrateFourOverSix", *kernels, threads, rows, calibrate(weight_four_over_six));
       Register("MultiplierSearch", *kernels, threads, best ? 512 : kFewRows, multipliers);
       Register("ScaleSweepHessian", *kernels, threads, best ? 512 : kFewRows, hessian);
+      Register("SweepHessianFeedback", *kernels, threads, best ? 512 : kFewRows, feedback);
     }
   }
 }

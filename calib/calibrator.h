@@ -59,6 +59,9 @@ struct ScaleSet {
   std::optional<FourOverSix> four_over_six = {};
   UninitializedVector<uint8_t>
       block_scale;  // one a block, 1..126; empty: the encode chooses (max, 4over6)
+  // Two a byte, as PackedTensor has them, where they were chosen with the scales; empty: each code
+  // is the nearest.
+  std::vector<uint8_t> codes = {};
 
   friend bool operator==(const ScaleSet&, const ScaleSet&) = default;
 };

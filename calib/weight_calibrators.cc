@@ -236,7 +236,19 @@ class SweepCalibrator final : public GroupCalibrator {
  private:
   ScaleSweepParams params() const { return {SweepMethod::kPruned, spec().e4m3_max, amax()}; }
 
+  bool feeds_back() const { return spec().rounding == Rounding::kFeedback && !hessians().empty(); }
+  absl::StatusOr<FeedbackTensor> SweepWithFeedback(const MatrixView& weight,
+                                                   Backend& backend) const {
+    return backend.SweepHessianFeedback(params(), weight, hessians());
+  }
+
   absl::Status Choose(const MatrixView& weight, Backend& backend, ScaleSet& scales) override {
+    if (feeds_back()) {
+      NIBBLE_ASSIGN_OR_RETURN(FeedbackTensor made, SweepWithFeedback(weight, backend));
+      scales.block_scale = std::move(made.found.code);
+      scales.codes = std::move(made.packed.packed);
+      return absl::OkStatus();
+    }
     NIBBLE_ASSIGN_OR_RETURN(SweepResult found,
                             hessians().empty()
                                 ? backend.ScaleSweep(params(), weight)
@@ -246,6 +258,10 @@ class SweepCalibrator final : public GroupCalibrator {
   }
   absl::StatusOr<PackedTensor> ChooseAndEncode(const MatrixView& weight,
                                                Backend& backend) override {
+    if (feeds_back()) {
+      NIBBLE_ASSIGN_OR_RETURN(FeedbackTensor made, SweepWithFeedback(weight, backend));
+      return std::move(made.packed);
+    }
     if (!hessians().empty()) return GroupCalibrator::ChooseAndEncode(weight, backend);
     NIBBLE_ASSIGN_OR_RETURN(SweptTensor swept, backend.SweepAndQuantize(params(), weight));
     return std::move(swept.packed);
@@ -275,8 +291,19 @@ absl::StatusOr<PackedTensor> EncodeWeight(const ScaleSet& scales, const MatrixVi
       return absl::InvalidArgumentError(
           "scales: expected block scales or 4over6, which chooses them, got both");
     }
-    return backend.QuantizeWithScales(weight, scales.global_amax, scales.e4m3_max,
-                                      scales.block_scale);
+    NIBBLE_ASSIGN_OR_RETURN(PackedTensor packed,
+                            backend.QuantizeWithScales(weight, scales.global_amax, scales.e4m3_max,
+                                                       scales.block_scale));
+    if (scales.codes.empty()) return packed;
+    if (scales.codes.size() != packed.packed.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("codes: expected ", packed.packed.size(),
+                                                     " bytes, got ", scales.codes.size()));
+    }
+    packed.packed = scales.codes;
+    return packed;
+  }
+  if (!scales.codes.empty()) {
+    return absl::InvalidArgumentError("codes: expected block scales with them, got none");
   }
   QuantizeParams params;
   params.rule = Rule::kCheckpoint;
@@ -301,6 +328,7 @@ absl::Status Validate(const WeightSpec& spec) {
   WeightSpec plain = spec;
   if (!mse) plain.fp8_scale_sweep = defaults.fp8_scale_sweep;
   if (!mse || spec.fp8_scale_sweep) plain.multipliers = defaults.multipliers;
+  if (spec.method != WeightMethod::kLocalHessian) plain.rounding = defaults.rounding;
   if (spec.method != WeightMethod::kFourOverSix) plain.four_over_six = defaults.four_over_six;
   if (spec == plain) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("weights: expected parameters of the method ",

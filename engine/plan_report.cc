@@ -38,6 +38,7 @@ std::string DurationName(double seconds) {
 Json JsonOf(const Treatment& treatment) {
   const WeightSpec& w = treatment.weights;
   Json weights = {{"method", NameOf(w.method)}, {"e4m3_max", w.e4m3_max}};
+  if (w.method == WeightMethod::kLocalHessian) weights["rounding"] = NameOf(w.rounding);
   if (w.method == WeightMethod::kMse) weights["fp8_scale_sweep"] = w.fp8_scale_sweep;
   const ActivationSpec& a = treatment.activations;
   Json activations = {{"format", NameOf(a.format)}};

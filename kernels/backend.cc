@@ -306,6 +306,28 @@ absl::StatusOr<SweepResult> Backend::ScaleSweepHessian(const ScaleSweepParams& p
   return Sweep(params, x, hessians);
 }
 
+absl::StatusOr<FeedbackTensor> Backend::SweepHessianFeedback(const ScaleSweepParams& params,
+                                                             const MatrixView& x,
+                                                             std::span<const float> hessians) {
+  NIBBLE_ASSIGN_OR_RETURN(SweepResult found, ScaleSweepHessian(params, x, hessians));
+  NIBBLE_ASSIGN_OR_RETURN(PackedTensor packed,
+                          QuantizeWithScales(x, found.global_amax, params.e4m3_max, found.code));
+  const double nearest_loss =
+      SumSweepLosses(found.loss.data(), static_cast<int64_t>(found.loss.size()));
+  NIBBLE_RETURN_IF_ERROR(DoHessianFeedback(x, hessians, found, packed.mutable_view()));
+  const float bound = static_cast<float>(params.e4m3_max);
+  for (size_t b = 0; b < found.code.size(); ++b) {
+    found.best_amax[b] = SweepBlockAmax(found.code[b], found.global_amax, bound);
+    packed.scale[b] = found.code[b];
+  }
+  return FeedbackTensor{std::move(packed), std::move(found), nearest_loss};
+}
+
+absl::Status Backend::DoHessianFeedback(const MatrixView& x, std::span<const float> hessians,
+                                        SweepResult& found, const MutablePackedView& out) {
+  return MakeCpuBackend({})->DoHessianFeedback(x, hessians, found, out);
+}
+
 absl::StatusOr<SweepResult> Backend::MultiplierSearch(const MultiplierSearchParams& params,
                                                       const MatrixView& x) {
   NIBBLE_RETURN_IF_ERROR(CheckE4m3Max(params.e4m3_max));

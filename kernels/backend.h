@@ -72,6 +72,13 @@ struct SweptTensor {
   int64_t evaluations = 0;
 };
 
+// A weight rounded with error feedback.
+struct FeedbackTensor {
+  PackedTensor packed;
+  SweepResult found;        // of the stored codes; `evaluations` and `near_ties` are the sweep's
+  double nearest_loss = 0;  // the sweep's losses, with codes rounded to nearest: SumSweepLosses
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -133,6 +140,13 @@ class Backend {
   absl::StatusOr<SweepResult> ScaleSweepHessian(const ScaleSweepParams& params, const MatrixView& x,
                                                 std::span<const float> hessians);
 
+  // The same, with codes that make up for one another's errors (quant/numerics/hessian_feedback.h)
+  // wherever they do better than codes rounded to nearest, which other blocks keep: no block's loss
+  // is above what ScaleSweepHessian finds. per_tensor, checkpoint rule.
+  absl::StatusOr<FeedbackTensor> SweepHessianFeedback(const ScaleSweepParams& params,
+                                                      const MatrixView& x,
+                                                      std::span<const float> hessians);
+
   // The best of ModelOpt's multipliers of the block amax, by squared error.
   absl::StatusOr<SweepResult> MultiplierSearch(const MultiplierSearchParams& params,
                                                const MatrixView& x);
@@ -179,6 +193,10 @@ class Backend {
   virtual absl::Status DoDequantize(const PackedView& packed, DType dtype, void* out) = 0;
   virtual absl::Status DoScaleSweep(const ScaleSweepParams& params, const MatrixView& x,
                                     std::span<const float> hessians, SweepResult& result) = 0;
+  // `found` is what DoScaleSweep found for x and hessians, `out` x encoded under it. Of blocks that
+  // feedback betters found.code, found.loss and out.packed are replaced. A CPU's unless overridden.
+  virtual absl::Status DoHessianFeedback(const MatrixView& x, std::span<const float> hessians,
+                                         SweepResult& found, const MutablePackedView& out);
   virtual absl::Status DoSweepAndQuantize(const ScaleSweepParams& params, const MatrixView& x,
                                           const MutablePackedView& out, SweptTensor& result) = 0;
   virtual absl::Status DoMultiplierSearch(const MultiplierSearchParams& params, const MatrixView& x,

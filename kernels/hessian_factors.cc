@@ -41,4 +41,13 @@ absl::StatusOr<std::vector<HessianFactor>> FactorHessians(std::span<const float>
   return factors;
 }
 
+std::vector<HessianFeedback> MakeHessianFeedbacks(std::span<const HessianFactor> factors,
+                                                  ThreadPool& pool) {
+  std::vector<HessianFeedback> made(factors.size());
+  pool.ParallelFor(static_cast<int64_t>(factors.size()), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) made[i] = MakeHessianFeedback(factors[i]);
+  });
+  return made;
+}
+
 }  // namespace nibble

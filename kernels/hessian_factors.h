@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/parallel_for.h"
+#include "quant/numerics/hessian_feedback.h"
 #include "quant/numerics/hessian_sweep.h"
 
 namespace nibble {
@@ -14,6 +15,10 @@ namespace nibble {
 // finite, symmetric and positive semidefinite.
 absl::StatusOr<std::vector<HessianFactor>> FactorHessians(std::span<const float> hessians,
                                                           ThreadPool& pool);
+
+// Of each factor.
+std::vector<HessianFeedback> MakeHessianFeedbacks(std::span<const HessianFactor> factors,
+                                                  ThreadPool& pool);
 
 }  // namespace nibble
 

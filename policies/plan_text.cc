@@ -90,6 +90,7 @@ std::string TreatmentName(const Treatment& treatment) {
   const WeightSpec& weights = treatment.weights;
   std::string name = absl::StrCat("nvfp4, ", ToAbsl(NameOf(weights.method)));
   if (weights.fp8_scale_sweep) absl::StrAppend(&name, " with fp8_scale_sweep");
+  if (weights.rounding == Rounding::kFeedback) absl::StrAppend(&name, " with rounding: feedback");
   const ActivationSpec& activations = treatment.activations;
   if (activations.format == ActivationFormat::kNone) return name + ", weight-only";
   const bool per_token = activations.scheme == Scheme::kPerToken;

@@ -26,6 +26,11 @@ template <>
 inline constexpr std::array<std::string_view, 4> kEnumNames<WeightMethod> = {
     "max", "mse", "local_hessian", "four_over_six"};
 
+// How local_hessian's codes follow from a scale: each the nearest, or chosen together.
+enum class Rounding : uint8_t { kNearest, kFeedback };
+template <>
+inline constexpr std::array<std::string_view, 2> kEnumNames<Rounding> = {"nearest", "feedback"};
+
 enum class ActivationFormat : uint8_t { kNone, kNvfp4 };  // kNone: weight-only
 template <>
 inline constexpr std::array<std::string_view, 2> kEnumNames<ActivationFormat> = {"none", "nvfp4"};
@@ -71,6 +76,7 @@ struct WeightSpec {
   bool fp8_scale_sweep = false;     // mse: the best of all 126 scales instead of the multipliers
   MultiplierGrid multipliers = {};  // mse without the sweep
   FourOverSix four_over_six = {};
+  Rounding rounding = Rounding::kNearest;  // local_hessian
   int e4m3_max = 448;  // 256 with four_over_six unless the recipe says otherwise
 
   friend bool operator==(const WeightSpec&, const WeightSpec&) = default;

@@ -233,6 +233,7 @@ absl::Status ReadWeightAlgorithm(const Value& algorithm, WeightSpec& spec) {
        {"step", mse(ToMultiplier(spec.multipliers.step))},
        {"metric", four_over_six(To(spec.four_over_six.metric))},
        {"error_path", four_over_six(To(spec.four_over_six.path))},
+       {"rounding", Only(WeightMethod::kLocalHessian, method, To(spec.rounding))},
        {"e4m3_max", [&](const Value& value) { return ReadE4m3Max(value, spec.e4m3_max); }}}));
   return CheckGrid(algorithm, spec);
 }

@@ -68,6 +68,9 @@ std::string AsYaml(const WeightSpec& spec) {
     absl::StrAppend(&algorithm, ", metric: ", Name(spec.four_over_six.metric),
                     ", error_path: ", Name(spec.four_over_six.path));
   }
+  if (spec.method == WeightMethod::kLocalHessian) {
+    absl::StrAppend(&algorithm, ", rounding: ", Name(spec.rounding));
+  }
   absl::StrAppend(&algorithm, ", e4m3_max: ", spec.e4m3_max);
   return absl::StrCat("{format: nvfp4, scheme: per_tensor, algorithm: {", algorithm, "}}");
 }

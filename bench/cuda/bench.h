@@ -59,6 +59,7 @@ std::string PercentOfCopy(double copy_ms, double milliseconds);
 void BenchAccumulateHessian();
 void BenchCheckGemm();
 void BenchDequantize();
+void BenchHessianFeedback();
 void BenchMeasureError();
 void BenchMultiplierSearch();
 void BenchObserve();

@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   constexpr Work kWorks[] = {{"accumulate_hessian", BenchAccumulateHessian},
                              {"check_gemm", BenchCheckGemm},
                              {"dequantize", BenchDequantize},
+                             {"hessian_feedback", BenchHessianFeedback},
                              {"measure_error", BenchMeasureError},
                              {"multiplier_search", BenchMultiplierSearch},
                              {"observe", BenchObserve},

@@ -20,6 +20,8 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kGrainBlocks = 4096;  // blocks a thread takes at a time: 64 Ki weights
+// The same in rows, of which each lane of a vector has one: a multiple of any vector's lanes.
+constexpr int64_t kGrainRows = 64;
 
 // Above every finite magnitude of the type.
 uint32_t InfinityBits(DType dtype) {
@@ -455,8 +457,6 @@ class CpuBackend final : public Backend {
         finish(begin, end, kernels_.scale_sweep(job, begin, end));
       }));
     } else {
-      // A multiple of any vector's lanes, which run down the rows.
-      constexpr int64_t kGrainRows = 64;
       pool_.ParallelFor(x.rows, kGrainRows, [&](int64_t begin, int64_t end) {
         finish(begin * blocks_per_row, end * blocks_per_row,
                kernels_.scale_sweep_hessian(job, begin, end));
@@ -464,6 +464,21 @@ class CpuBackend final : public Backend {
     }
     result.evaluations = evaluations;
     result.near_ties = near_ties;
+    return absl::OkStatus();
+  }
+
+  absl::Status DoHessianFeedback(const MatrixView& x, std::span<const float> hessians,
+                                 SweepResult& found, const MutablePackedView& out) override {
+    const SweepTable table =
+        MakeSweepTable(found.global_amax, static_cast<float>(out.layout.e4m3_max));
+    NIBBLE_ASSIGN_OR_RETURN(const auto factors, FactorHessians(hessians, pool_));
+    const std::vector<HessianFeedback> feedback = MakeHessianFeedbacks(factors, pool_);
+    const FeedbackJob job = {
+        x,         &table, factors.data(), feedback.data(), found.code.data(), found.loss.data(),
+        out.packed};
+    pool_.ParallelFor(x.rows, kGrainRows, [&](int64_t begin, int64_t end) {
+      kernels_.hessian_feedback(job, begin, end);
+    });
     return absl::OkStatus();
   }
 

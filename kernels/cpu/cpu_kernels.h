@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "quant/numerics/block_error.h"
 #include "quant/numerics/float_bits.h"
+#include "quant/numerics/hessian_feedback.h"
 #include "quant/numerics/hessian_sweep.h"
 #include "quant/numerics/scale_sweep.h"
 #include "quant/quantize_params.h"
@@ -34,6 +35,17 @@ struct SweepJob {
   const HessianFactor* factors;  // one a column block; null for the plain sweep
   uint8_t* code;
   float* loss;
+};
+
+// What a block's entries hold is what the sweep found; it is replaced where feedback does better.
+struct FeedbackJob {
+  MatrixView x;
+  const SweepTable* table;
+  const HessianFactor* factors;     // one a column block
+  const HessianFeedback* feedback;  // one a column block
+  uint8_t* code;
+  float* loss;
+  uint8_t* packed;
 };
 
 struct MultiplierJob {
@@ -81,6 +93,7 @@ struct CpuKernels {
   SweepCounts (*multiplier_search)(const MultiplierJob& job, int64_t begin, int64_t end);
   // Over rows [begin, end).
   SweepCounts (*scale_sweep_hessian)(const SweepJob& job, int64_t begin, int64_t end);
+  void (*hessian_feedback)(const FeedbackJob& job, int64_t begin, int64_t end);
 
   // What MeasureBlock says of blocks [begin, end), into errors[0] and following. Of blocks whose
   // squared_y is not finite the rest is unspecified.

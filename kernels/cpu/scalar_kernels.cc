@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "quant/numerics/e2m1.h"
 #include "quant/numerics/four_over_six.h"
+#include "quant/numerics/hessian_feedback.h"
 #include "quant/numerics/hessian_sum.h"
 #include "quant/numerics/philox.h"
 #include "quant/numerics/scale_rules.h"
@@ -74,6 +75,12 @@ uint8_t PlainScale(float block_amax, const Outer& outer, Rule rule) {
                                 : CheckpointBlockScale(block_amax, outer.checkpoint_decode_scale);
 }
 
+void PackCodes(const uint8_t codes[kBlockSize], uint8_t packed[8]) {
+  for (int j = 0; j < kBlockSize / 2; ++j) {
+    packed[j] = static_cast<uint8_t>(codes[2 * j] | codes[2 * j + 1] << 4);
+  }
+}
+
 // first_element: index of x[0] in the quantized copy, for stochastic rounding.
 void EncodeBlock(const float x[kBlockSize], uint8_t scale, const Outer& outer,
                  const QuantizeParams& params, int64_t first_element, uint8_t packed[8]) {
@@ -94,9 +101,7 @@ void EncodeBlock(const float x[kBlockSize], uint8_t scale, const Outer& outer,
     }
     codes[i] = E2m1EncodeStochastic(scaled, uniform.word[i % 4]);
   }
-  for (int j = 0; j < kBlockSize / 2; ++j) {
-    packed[j] = static_cast<uint8_t>(codes[2 * j] | codes[2 * j + 1] << 4);
-  }
+  PackCodes(codes, packed);
 }
 
 void EncodeBlocks(const EncodeJob& job, int64_t begin, int64_t end) {
@@ -202,6 +207,22 @@ SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
   return counts;
 }
 
+void HessianFeedbackRows(const FeedbackJob& job, int64_t begin, int64_t end) {
+  const int64_t blocks_per_row = job.x.cols / kBlockSize;
+  for (int64_t b = begin * blocks_per_row; b < end * blocks_per_row; ++b) {
+    const int64_t slice = b % blocks_per_row;
+    float w[kBlockSize];
+    LoadBlock(job.x, b * kBlockSize, w);
+    const FeedbackWinner winner =
+        HessianFeedbackSearch(w, job.code[b], job.loss[b], job.packed + b * 8, *job.table,
+                              job.factors[slice], job.feedback[slice]);
+    if (winner.code == 0) continue;
+    job.code[b] = static_cast<uint8_t>(winner.code);
+    job.loss[b] = winner.loss;
+    PackCodes(winner.codes, job.packed + b * 8);
+  }
+}
+
 SweepCounts MultiplierSearchBlocks(const MultiplierJob& job, int64_t begin, int64_t end) {
   SweepCounts counts;
   for (int64_t b = begin; b < end; ++b) {
@@ -247,6 +268,7 @@ const CpuKernels& ScalarKernels() {
       .scale_sweep = ScaleSweep,
       .multiplier_search = MultiplierSearchBlocks,
       .scale_sweep_hessian = ScaleSweepHessian,
+      .hessian_feedback = HessianFeedbackRows,
       .measure_blocks = MeasureBlocks,
   };
   return kKernels;

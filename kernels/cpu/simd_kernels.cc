@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "quant/numerics/hessian_feedback.h"
 #include "quant/numerics/hessian_sum.h"
 #include "quant/numerics/hessian_sweep.h"
 #include "quant/numerics/philox.h"
@@ -1088,6 +1089,199 @@ SweepCounts ScaleSweepHessian(const SweepJob& job, int64_t begin, int64_t end) {
   return counts;
 }
 
+// --- Error feedback: see HessianFeedbackSearch; lanes as above
+// ------------------------------------
+
+// By position: codes as E2m1Encode gives them, and errors.
+struct FeedbackCodes {
+  Stage d;
+  VU code[kBlockSize];
+};
+
+struct FeedbackScales {
+  VF decode_scale, inverse;
+
+  HWY_INLINE explicit FeedbackScales(VF scale)
+      : decode_scale(scale), inverse(hn::Div(hn::Set(df, 1.0f), scale)) {}
+};
+
+struct Chosen {
+  VF value;
+  VU code;
+};
+
+HWY_INLINE Chosen NearestCode(VF t, VF inverse) {
+  const VF scaled = hn::Mul(t, inverse);
+  const VF magnitude = hn::Abs(scaled);
+  const VF largest = hn::Set(df, kE2m1Max);
+  // NaN saturates, too.
+  const Rounded rounded = RoundE2m1(hn::IfThenElse(hn::Lt(magnitude, largest), magnitude, largest));
+  const VU negative = Bits(hn::VecFromMask(df, hn::Lt(scaled, hn::Zero(df))));
+  return {Bits(hn::Xor(Bits(rounded.magnitude), hn::And(negative, hn::Set(du, 0x80000000u)))),
+          hn::Or(rounded.index(), hn::And(negative, hn::Set(du, 8u)))};
+}
+
+// Without kKeepCodes only the errors and the loss are made. A candidate is left once every lane of
+// `active` has reached its limit: the loss only rises from there.
+template <bool kKeepCodes>
+HWY_INLINE VF FeedbackRound(const Stage& w, const FeedbackScales& scale,
+                            const HessianFeedback& feedback, VF limit, MF active,
+                            FeedbackCodes& out) {
+  VF loss = hn::Zero(df);
+  for (int p = 0; p < kBlockSize; ++p) {
+    VF t = w[p];
+    for (int r = 0; r < p; ++r) t = Fma(hn::Set(df, feedback.feedback[p][r]), out.d[r], t);
+    const Chosen q = NearestCode(t, scale.inverse);
+    if constexpr (kKeepCodes) out.code[p] = q.code;
+    out.d.Set(p, NegFma(q.value, scale.decode_scale, w[p]));
+    const VF e = NegFma(q.value, scale.decode_scale, t);
+    loss = Fma(hn::Mul(hn::Set(df, feedback.pivot[p]), e), e, loss);
+    if (!kKeepCodes && p % 4 == 3 && hn::AllFalse(df, hn::And(hn::Lt(loss, limit), active))) break;
+  }
+  return loss;
+}
+
+HWY_INLINE void FeedbackPolish(const Stage& w, const FeedbackScales& scale,
+                               const HessianFeedback& feedback, FeedbackCodes& out) {
+  for (int p = 0; p < kBlockSize; ++p) {
+    VF t = w[p];
+    for (int r = 0; r < kBlockSize; ++r) {
+      t = Fma(hn::Set(df, feedback.coupling[p][r]), out.d[r], t);
+    }
+    const Chosen q = NearestCode(t, scale.inverse);
+    out.code[p] = q.code;
+    out.d.Set(p, NegFma(q.value, scale.decode_scale, w[p]));
+  }
+}
+
+// HessianLoss of errors by element.
+HWY_INLINE VF LossOfErrors(const Stage& d, const HessianFactor& factor) {
+  VF loss = hn::Zero(df);
+  for (int i = kBlockSize - 1; i >= 0; --i) {
+    VF z = hn::Mul(hn::Set(df, factor.lower[i][i]), d[i]);
+    for (int j = i + 1; j < kBlockSize; ++j) z = Fma(hn::Set(df, factor.lower[j][i]), d[j], z);
+    loss = Fma(z, z, loss);
+  }
+  return loss;
+}
+
+HWY_INLINE VF FeedbackLoss(const FeedbackCodes& codes, const HessianFeedback& feedback,
+                           const HessianFactor& factor) {
+  Stage d;
+  for (int p = 0; p < kBlockSize; ++p) d.Set(feedback.order[p], codes.d[p]);
+  return LossOfErrors(d, factor);
+}
+
+// See StoredHessianLoss. x: by element; words: eight codes each.
+HWY_INLINE VF StoredLoss(const Stage& x, const VU (&words)[2], VF decode_scale,
+                         const HessianFactor& factor) {
+  Stage d;
+  for (int i = 0; i < kBlockSize; ++i) {
+    const VU code = hn::ShiftRightSame(words[i / 8], 4 * (i % 8));
+    // Twice the magnitude, from the nibbles of E2m1Magnitude.
+    const VU index = hn::And(code, hn::Set(du, 7u));
+    const VU doubled =
+        hn::And(hn::Shr(hn::Set(du, 0xC8643210u), hn::ShiftLeft<2>(index)), hn::Set(du, 0xFu));
+    const VF magnitude = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, doubled)), hn::Set(df, 0.5f));
+    const VU sign = hn::ShiftLeft<28>(hn::And(code, hn::Set(du, 8u)));
+    d.Set(i, NegFma(Bits(hn::Or(Bits(magnitude), sign)), decode_scale, x[i]));
+  }
+  return LossOfErrors(d, factor);
+}
+
+HWY_INLINE void TakeLanes(MF wins, const FeedbackCodes& from, FeedbackCodes& to) {
+  for (int p = 0; p < kBlockSize; ++p) {
+    to.d.Set(p, hn::IfThenElse(wins, from.d[p], to.d[p]));
+    to.code[p] = hn::IfThenElse(hn::RebindMask(du, wins), from.code[p], to.code[p]);
+  }
+}
+
+// Returns the scales of the lanes that do better than codes rounded to nearest, 0 elsewhere.
+HWY_INLINE VI HessianFeedbackGroup(const Stage& w, VI nearest_code, VF nearest_loss, MF active,
+                                   const SweepTable& table, const HessianFactor& factor,
+                                   const HessianFeedback& feedback, FeedbackCodes& codes,
+                                   VF& loss) {
+  const VI one = hn::Set(di, 1), last_code = hn::Set(di, kE4m3Codes);
+  Best best;
+  for (int step = -kFeedbackReach; step <= kFeedbackReach; ++step) {
+    const VI k = hn::Add(nearest_code, hn::Set(di, step));
+    const MF exists = hn::And(active, hn::And(AtMost(one, k), AtMost(k, last_code)));
+    const VF scale = ScaleOf(table, hn::Min(hn::Max(k, one), last_code));
+    const VF candidate =
+        FeedbackRound<false>(w, FeedbackScales(scale), feedback, best.loss, exists, codes);
+    best.Take(hn::And(exists, hn::Lt(candidate, best.loss)), candidate, k);
+  }
+  const MF found = hn::And(active, ToFloatMask(hn::Gt(best.code, hn::Zero(di))));
+  const FeedbackScales scale(ScaleOf(table, hn::Max(best.code, one)));
+  FeedbackRound<true>(w, scale, feedback, best.loss, found, codes);
+  loss = FeedbackLoss(codes, feedback, factor);
+  MF polishing = found;
+  for (int round = 0; round < kFeedbackPolishRounds; ++round) {
+    FeedbackCodes next = codes;
+    FeedbackPolish(w, scale, feedback, next);
+    const VF next_loss = FeedbackLoss(next, feedback, factor);
+    polishing = hn::And(polishing, hn::Lt(next_loss, loss));
+    if (hn::AllFalse(df, polishing)) break;
+    TakeLanes(polishing, next, codes);
+    loss = hn::IfThenElse(polishing, next_loss, loss);
+  }
+  const VF enough = hn::Mul(nearest_loss, hn::Set(df, kFeedbackMargin));
+  const MF wins = hn::And(found, hn::Lt(loss, enough));
+  return hn::IfThenElseZero(hn::RebindMask(di, wins), best.code);
+}
+
+void HessianFeedbackRows(const FeedbackJob& job, int64_t begin, int64_t end) {
+  if (!job.table->prunable) return;
+  const int64_t blocks_per_row = job.x.cols / kBlockSize;
+  for (int64_t row = begin; row < end; row += Lanes()) {
+    const int64_t lanes = std::min(Lanes(), end - row);
+    for (int64_t c = 0; c < blocks_per_row; ++c) {
+      const HessianFeedback& feedback = job.feedback[c];
+      HWY_ALIGN int32_t code[kMaxLanes] = {};
+      HWY_ALIGN float loss[kMaxLanes] = {};
+      HWY_ALIGN uint32_t bytes[2 * kMaxLanes] = {};
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t b = (row + lane) * blocks_per_row + c;
+        code[lane] = job.code[b];
+        loss[lane] = job.loss[b];
+        std::memcpy(bytes + 2 * lane, job.packed + b * 8, 8);
+      }
+      VF nearest_loss = hn::Load(df, loss);
+      const MF active = hn::Ne(nearest_loss, hn::Zero(df));
+      if (hn::AllFalse(df, active)) continue;
+      Stage x, w;
+      LoadBlocks(job.x, row * job.x.cols + c * kBlockSize, job.x.cols, lanes, x);
+      for (int p = 0; p < kBlockSize; ++p) w.Set(p, x[feedback.order[p]]);
+      const VI nearest_code = hn::Load(di, code);
+      VU words[2];
+      hn::LoadInterleaved2(du, bytes, words[0], words[1]);
+      const VF stored_loss =
+          StoredLoss(x, words, ScaleOf(*job.table, nearest_code), job.factors[c]);
+      nearest_loss = hn::IfThenElse(hn::Lt(stored_loss, nearest_loss), stored_loss, nearest_loss);
+      FeedbackCodes codes;
+      VF better_loss;
+      const VI better = HessianFeedbackGroup(w, nearest_code, nearest_loss, active, *job.table,
+                                             job.factors[c], feedback, codes, better_loss);
+      words[0] = words[1] = hn::Zero(du);
+      for (int p = 0; p < kBlockSize; ++p) {
+        const int i = feedback.order[p];
+        VU& word = words[i / 8];
+        word = hn::Or(word, hn::ShiftLeftSame(codes.code[p], 4 * (i % 8)));
+      }
+      hn::StoreInterleaved2(words[0], words[1], du, bytes);
+      hn::Store(better, di, code);
+      hn::Store(better_loss, df, loss);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        if (code[lane] == 0) continue;
+        const int64_t b = (row + lane) * blocks_per_row + c;
+        job.code[b] = static_cast<uint8_t>(code[lane]);
+        job.loss[b] = loss[lane];
+        std::memcpy(job.packed + b * 8, bytes + 2 * lane, 8);
+      }
+    }
+  }
+}
+
 // --- Errors -------------------------------------------------------------------------------------
 
 const float* E4m3Table() {
@@ -1202,6 +1396,7 @@ const CpuKernels* Kernels() {
       .scale_sweep = ScaleSweep,
       .multiplier_search = MultiplierSearch,
       .scale_sweep_hessian = ScaleSweepHessian,
+      .hessian_feedback = HessianFeedbackRows,
       .measure_blocks = MeasureBlocks,
   };
   return &kKernels;

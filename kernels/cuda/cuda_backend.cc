@@ -16,6 +16,7 @@
 #include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/encode_params.h"
+#include "kernels/cuda/hessian_feedback_launch.h"
 #include "kernels/cuda/measure_error_launch.h"
 #include "kernels/cuda/multiplier_search_launch.h"
 #include "kernels/cuda/observe_launch.h"
@@ -227,6 +228,41 @@ class CudaBackend final : public Backend {
     result.evaluations = totals.evaluations;
     result.near_ties = totals.near_ties;
     return absl::OkStatus();
+  }
+
+  absl::Status DoHessianFeedback(const MatrixView& x, std::span<const float> hessians,
+                                 SweepResult& found, const MutablePackedView& out) override {
+    ThreadPool pool;
+    NIBBLE_ASSIGN_OR_RETURN(const auto host_factors, FactorHessians(hessians, pool));
+    const auto host_feedback = MakeHessianFeedbacks(host_factors, pool);
+    const SweepTable host_table =
+        MakeSweepTable(found.global_amax, static_cast<float>(out.layout.e4m3_max));
+    NIBBLE_ASSIGN_OR_RETURN(const auto data, Upload(x));
+    NIBBLE_ASSIGN_OR_RETURN(const auto factors,
+                            Upload(host_factors.data(), std::ssize(host_factors)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto feedback,
+                            Upload(host_feedback.data(), std::ssize(host_feedback)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto table, Upload(&host_table, 1));
+    NIBBLE_ASSIGN_OR_RETURN(const auto code, Upload(found.code.data(), std::ssize(found.code)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto loss, Upload(found.loss.data(), std::ssize(found.loss)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto packed, Upload(out.packed, out.layout.packed_bytes()));
+    const HessianFeedbackArgs args = {
+        .x = data.get(),
+        .rows = x.rows,
+        .slices = x.cols / kBlockSize,
+        .factors = factors.get(),
+        .feedback = feedback.get(),
+        .table = table.get(),
+        .code = code.get(),
+        .loss = loss.get(),
+        .packed = packed.get(),
+    };
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchHessianFeedback(x.dtype, args, ConfigOf(CudaOp::kHessianFeedback, x), stream_));
+    NIBBLE_RETURN_IF_ERROR(code.CopyTo(found.code.data()));
+    NIBBLE_RETURN_IF_ERROR(loss.CopyTo(found.loss.data()));
+    NIBBLE_RETURN_IF_ERROR(packed.CopyTo(out.packed));
+    return Synchronize();
   }
 
   absl::Status DoQuantize(const QuantizeParams& params, const MatrixView& x,

@@ -15,6 +15,7 @@
 #include "kernels/cuda/copy_encode_launch.h"
 #include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/hessian_feedback_launch.h"
 #include "kernels/cuda/measure_error_launch.h"
 #include "kernels/cuda/multiplier_search_launch.h"
 #include "kernels/cuda/observe_launch.h"
@@ -299,21 +300,29 @@ absl::StatusOr<Launch> PrepareQuantize(TrialMemory& memory) {
   };
 }
 
-// Under correlated second moments.
-absl::StatusOr<Launch> PrepareScaleSweepHessian(TrialMemory& memory) {
-  ScaleSweepHessianArgs args = {.rows = memory.rows(), .slices = memory.cols() / kBlockSize};
+// Of correlated second moments.
+HessianFactor CorrelatedFactor() {
   float h[kBlockSize * kBlockSize];
   for (int i = 0; i < kBlockSize * kBlockSize; ++i) h[i] = i % (kBlockSize + 1) == 0 ? 1.0f : 0.1f;
   HessianFactor factor;
   NIBBLE_CHECK(FactorHessian(h, &factor) == HessianDefect::kNone);
-  const std::vector<HessianFactor> host(args.slices, factor);
-  NIBBLE_ASSIGN_OR_RETURN(HessianFactor* const factors,
-                          memory.Allocate<HessianFactor>(args.slices));
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(factors, host.data(),
-                                              host.size() * sizeof(HessianFactor),
+  return factor;
+}
+
+// So many of one value, on the device.
+template <typename T>
+absl::StatusOr<T*> Copies(const T& value, int64_t count, TrialMemory& memory) {
+  NIBBLE_ASSIGN_OR_RETURN(T* const copies, memory.Allocate<T>(count));
+  const std::vector<T> host(count, value);
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(copies, host.data(), count * sizeof(T),
                                               cudaMemcpyHostToDevice, memory.stream()));
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(memory.stream()));
-  args.factors = factors;
+  return copies;
+}
+
+absl::StatusOr<Launch> PrepareScaleSweepHessian(TrialMemory& memory) {
+  ScaleSweepHessianArgs args = {.rows = memory.rows(), .slices = memory.cols() / kBlockSize};
+  NIBBLE_ASSIGN_OR_RETURN(args.factors, Copies(CorrelatedFactor(), args.slices, memory));
   NIBBLE_ASSIGN_OR_RETURN(args.global_amax, AmaxOf(memory));
   NIBBLE_ASSIGN_OR_RETURN(args.tables, memory.Allocate<ScaleSweepHessianTables>(1));
   NIBBLE_ASSIGN_OR_RETURN(args.prepared, memory.Allocate<HessianSlice>(args.slices));
@@ -326,13 +335,31 @@ absl::StatusOr<Launch> PrepareScaleSweepHessian(TrialMemory& memory) {
   };
 }
 
+// From one scale everywhere: what is done is the same from any.
+absl::StatusOr<Launch> PrepareHessianFeedback(TrialMemory& memory) {
+  HessianFeedbackArgs args = {.rows = memory.rows(), .slices = memory.cols() / kBlockSize};
+  const HessianFactor factor = CorrelatedFactor();
+  NIBBLE_ASSIGN_OR_RETURN(args.factors, Copies(factor, args.slices, memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.feedback, Copies(MakeHessianFeedback(factor), args.slices, memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.table, Copies(MakeSweepTable(8.0f, kE4m3Max), 1, memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.code, Copies(uint8_t{110}, memory.blocks(), memory));
+  NIBBLE_ASSIGN_OR_RETURN(args.loss, memory.AllocateOnes(memory.blocks()));
+  NIBBLE_ASSIGN_OR_RETURN(args.packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
+  return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+    args.x = x;
+    return LaunchHessianFeedback(dtype, args, config, stream);
+  };
+}
+
 // In the order of CudaOp. A function allocates what its operation writes and returns its launch.
 using PrepareOp = absl::StatusOr<Launch> (*)(TrialMemory& memory);
-constexpr PrepareOp kPrepare[] = {
-    PrepareAccumulateHessian, PrepareAmax,       PrepareCopyAmax,
-    PrepareCopyEncode,        PrepareDequantize, PrepareMeasureError,
-    PrepareMultiplierSearch,  PrepareObserve,    PreparePostScale,
-    PrepareQuantize,          PrepareScaleSweep, PrepareScaleSweepHessian};
+constexpr PrepareOp kPrepare[] = {PrepareAccumulateHessian, PrepareAmax,
+                                  PrepareCopyAmax,          PrepareCopyEncode,
+                                  PrepareDequantize,        PrepareHessianFeedback,
+                                  PrepareMeasureError,      PrepareMultiplierSearch,
+                                  PrepareObserve,           PreparePostScale,
+                                  PrepareQuantize,          PrepareScaleSweep,
+                                  PrepareScaleSweepHessian};
 static_assert(std::size(kPrepare) == kEnumNames<CudaOp>.size());
 
 class CudaTuningDevice final : public TuningDevice {

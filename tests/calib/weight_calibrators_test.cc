@@ -64,6 +64,10 @@ std::vector<Case> AllCases() {
     spec.method = WeightMethod::kLocalHessian;
     cases.push_back({"local_hessian" + suffix, spec, true});
     cases.push_back({"local_hessian_without" + suffix, spec});
+    spec.rounding = Rounding::kFeedback;
+    cases.push_back({"feedback" + suffix, spec, true});
+    cases.push_back({"feedback_without" + suffix, spec});
+    spec.rounding = Rounding::kNearest;
     spec.method = WeightMethod::kFourOverSix;
     cases.push_back({"four_over_six" + suffix, spec});
     spec.four_over_six = {ErrorMetric::kMae, ErrorPath::kFast};
@@ -300,6 +304,9 @@ TEST(WeightRegistryTest, RefusesSpecificationsThatNoRecipeHas) {
   spec.four_over_six.metric = ErrorMetric::kMae;
   EXPECT_TRUE(refused(spec, "parameters of the method max alone"));
   spec = {};
+  spec.rounding = Rounding::kFeedback;
+  EXPECT_TRUE(refused(spec, "parameters of the method max alone"));
+  spec = {};
   spec.method = WeightMethod::kMse;
   spec.multipliers.start = 0;
   EXPECT_TRUE(refused(spec, "0 < start"));
@@ -347,6 +354,45 @@ TEST(LocalHessianTest, SaysWhetherItFellBack) {
   EXPECT_EQ(without->Compute(w.view, *backend), plain->Compute(w.view, *backend));
   EXPECT_NE(with->Compute(w.view, *backend)->block_scale,
             plain->Compute(w.view, *backend)->block_scale);
+}
+
+// Rounding with feedback: less error of the output, whatever that of the weight; without Hessians,
+// what rounding to nearest gives.
+TEST(LocalHessianTest, FeedbackLowersTheErrorOfTheOutput) {
+  const auto backend = Simd();
+  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 64, 64);
+  const std::vector<float> h = MakeHessians(Activations::kCorrelated, 4);
+  WeightSpec spec = DefaultWeightSpec("local_hessian").value();
+  const auto nearest = Make(spec);
+  spec.rounding = Rounding::kFeedback;
+  const auto feedback = Make(spec), without = Make(spec);
+  EXPECT_TRUE(IsError(nearest->Merge(*feedback), absl::StatusCode::kInvalidArgument,
+                      "of the same parameters"));
+  for (WeightCalibrator* c : {nearest.get(), feedback.get()}) {
+    ASSERT_TRUE(c->SetHessians(h).ok());
+  }
+  double loss[3] = {};
+  std::vector<PackedTensor> packed;
+  for (WeightCalibrator* c : {nearest.get(), feedback.get(), without.get()}) {
+    ASSERT_TRUE(c->Collect(w.view, *backend).ok());
+    packed.push_back(c->Quantize(w.view, *backend).value());
+    std::vector<float> values(w.view.size());
+    ASSERT_TRUE(backend->Dequantize(packed.back().view(), DType::kF32, values.data()).ok());
+    double& sum = loss[packed.size() - 1];
+    for (int64_t b = 0; b < w.view.size() / 16; ++b) {
+      float d[16];
+      LoadBlock(w.view, b * 16, d);
+      for (int i = 0; i < 16; ++i) d[i] -= values[b * 16 + i];
+      for (int i = 0; i < 256; ++i) sum += double{h[b % 4 * 256 + i]} * d[i / 16] * d[i % 16];
+    }
+  }
+  EXPECT_LT(loss[1], 0.7 * loss[0]);
+  EXPECT_TRUE(without->fell_back());
+  WeightSpec mse = DefaultWeightSpec("mse").value();
+  mse.fp8_scale_sweep = true;
+  const auto plain = Make(mse);
+  ASSERT_TRUE(plain->Collect(w.view, *backend).ok());
+  EXPECT_TRUE(SamePacked(plain->Quantize(w.view, *backend).value(), packed[2]));
 }
 
 TEST(LocalHessianTest, DeadSlicesAreSweptPlainly) {
@@ -403,6 +449,13 @@ TEST(EncodeWeightTest, RefusesScalesThatContradict) {
                       "got both"));
   scales.four_over_six.reset();
   EXPECT_TRUE(EncodeWeight(scales, w.view, *backend).ok());
+  scales.codes.assign(15, 0);
+  EXPECT_TRUE(IsError(EncodeWeight(scales, w.view, *backend), absl::StatusCode::kInvalidArgument,
+                      "expected 16 bytes, got 15"));
+  scales.codes.assign(16, 0x21);
+  EXPECT_EQ(EncodeWeight(scales, w.view, *backend)->packed, scales.codes);
+  EXPECT_TRUE(IsError(EncodeWeight({1.0f, 448, std::nullopt, {}, scales.codes}, w.view, *backend),
+                      absl::StatusCode::kInvalidArgument, "expected block scales with them"));
   scales.block_scale[1] = 127;
   EXPECT_TRUE(IsError(EncodeWeight(scales, w.view, *backend), absl::StatusCode::kInvalidArgument,
                       "1..126"));

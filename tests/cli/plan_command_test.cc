@@ -72,8 +72,9 @@ TEST_F(PlanCommandTest, PrintsATable) {
 }
 
 TEST_F(PlanCommandTest, EveryShippedRecipeHasAPlanOrSaysWhyNot) {
-  for (const char* recipe : {"nvfp4", "nvfp4_mse", "nvfp4_local_hessian", "nvfp4_four_over_six",
-                             "nvfp4_weight_only", "nvfp4_mlp_only", "nvfp4_per_token"}) {
+  for (const char* recipe :
+       {"nvfp4", "nvfp4_mse", "nvfp4_local_hessian", "nvfp4_local_hessian_feedback",
+        "nvfp4_four_over_six", "nvfp4_weight_only", "nvfp4_mlp_only", "nvfp4_per_token"}) {
     EXPECT_EQ(Plan({"--recipe", recipe}).exit_code, 0) << recipe;
   }
   ExpectOneErrorLine({"--recipe", "nvfp4_experts_only"}, 2, "expected something to quantize");

@@ -205,6 +205,7 @@ TEST_F(QuantizeModelTest, TheBytesAreTheSameOnAGpu) {
          std::map<std::string, std::vector<std::string>>{{"nvfp4", {"weights.algorithm=max"}},
                                                          {"nvfp4_mse", {}},
                                                          {"nvfp4_local_hessian", {}},
+                                                         {"nvfp4_local_hessian_feedback", {}},
                                                          {"nvfp4_four_over_six", {}},
                                                          {"base", {"weights.algorithm=mse"}}}) {
       SCOPED_TRACE(recipe);
@@ -333,6 +334,15 @@ TEST_F(QuantizeModelTest, CapturedActivationsGiveInputScalesAndHessians) {
   ASSERT_TRUE(without.ok()) << without.status();
   EXPECT_NE(with.at("model.safetensors"), FilesOf(plain.out).at("model.safetensors"));
   EXPECT_THAT(without->warnings, Contains(HasSubstr("plain sweep")));
+  // Codes with error feedback are other bytes again, and a folder all the same.
+  QuantizeModelRequest feedback = Request("nvfp4_local_hessian_feedback", {});
+  feedback.calibration = request.calibration;
+  feedback.overwrite = true;
+  const auto fed_back = Run(feedback);
+  ASSERT_TRUE(fed_back.ok()) << fed_back.status();
+  EXPECT_THAT(fed_back->warnings, IsEmpty());
+  ExpectVerified(feedback);
+  EXPECT_NE(with.at("model.safetensors"), FilesOf(feedback.out).at("model.safetensors"));
   // A module that was not captured.
   std::erase_if(captures, [](const Tensor& capture) {
     return capture.name == "model.layers.1.mlp.down_proj.input";

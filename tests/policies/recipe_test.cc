@@ -108,6 +108,23 @@ TEST(LoadRecipeTest, BareWordsAreAlgorithms) {
             ActivationMethod::kHeadroom);
 }
 
+TEST(LoadRecipeTest, RoundingIsLocalHessians) {
+  WeightSpec expected;
+  expected.method = WeightMethod::kLocalHessian;
+  EXPECT_EQ(Must(Load("nvfp4_local_hessian", {}, {"weights.algorithm.rounding=nearest"}))
+                .treatment.weights,
+            expected);
+  expected.rounding = Rounding::kFeedback;
+  EXPECT_EQ(Must(Load("nvfp4_local_hessian", {}, {"weights.algorithm.rounding=feedback"}))
+                .treatment.weights,
+            expected);
+  ExpectRefused("weights: {algorithm: {method: mse, rounding: feedback}}",
+                "r.yaml:1:46: weights.algorithm.rounding: expected method local_hessian with it, "
+                "got mse");
+  ExpectRefused("weights: {algorithm: {method: local_hessian, rounding: feedbak}}",
+                "expected nearest or feedback, got \"feedbak\"; did you mean \"feedback\"?");
+}
+
 TEST(LoadRecipeTest, FourOverSixIsOneSwitch) {
   for (const char* text :
        {"weights: {algorithm: four_over_six}", "weights: {algorithm: {method: four_over_six}}"}) {
@@ -557,9 +574,10 @@ TEST(SetTest, ErrorsNameTheKey) {
 TEST(ShippedRecipesTest, AreThoseOfTheIssue) {
   std::vector<std::string> names;
   for (const ShippedRecipe& shipped : ShippedRecipes()) names.emplace_back(shipped.name);
-  EXPECT_THAT(names, ElementsAre("base", "nvfp4", "nvfp4_experts_only", "nvfp4_four_over_six",
-                                 "nvfp4_local_hessian", "nvfp4_mlp_only", "nvfp4_mse",
-                                 "nvfp4_per_token", "nvfp4_weight_only"));
+  EXPECT_THAT(names,
+              ElementsAre("base", "nvfp4", "nvfp4_experts_only", "nvfp4_four_over_six",
+                          "nvfp4_local_hessian", "nvfp4_local_hessian_feedback", "nvfp4_mlp_only",
+                          "nvfp4_mse", "nvfp4_per_token", "nvfp4_weight_only"));
 }
 
 TEST(ShippedRecipesTest, AreReadAndSayWhatTheyAreFor) {
@@ -585,6 +603,9 @@ TEST(ShippedRecipesTest, ChooseWhatTheirNamesSay) {
   EXPECT_EQ(of("nvfp4_mlp_only"), mse);
   EXPECT_EQ(of("nvfp4_experts_only"), mse);
   EXPECT_EQ(of("nvfp4_local_hessian").weights.method, WeightMethod::kLocalHessian);
+  EXPECT_EQ(of("nvfp4_local_hessian").weights.rounding, Rounding::kNearest);
+  EXPECT_EQ(of("nvfp4_local_hessian_feedback").weights.method, WeightMethod::kLocalHessian);
+  EXPECT_EQ(of("nvfp4_local_hessian_feedback").weights.rounding, Rounding::kFeedback);
   EXPECT_EQ(of("nvfp4_four_over_six").weights.method, WeightMethod::kFourOverSix);
   EXPECT_EQ(of("nvfp4_four_over_six").weights.e4m3_max, 256);
   EXPECT_EQ(of("nvfp4_weight_only").activations.format, ActivationFormat::kNone);

@@ -109,6 +109,7 @@ class RandomRecipes {
     if (weights.method == WeightMethod::kFourOverSix) {
       weights.four_over_six = {Any<ErrorMetric>(), Any<ErrorPath>()};
     }
+    if (weights.method == WeightMethod::kLocalHessian) weights.rounding = Any<Rounding>();
     ActivationSpec& activations = treatment.activations;
     activations.format = Any<ActivationFormat>();
     if (activations.format == ActivationFormat::kNone) return treatment;

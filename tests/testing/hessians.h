@@ -46,8 +46,9 @@ inline constexpr std::array<std::string_view, 10> kEnumNames<testing::Activation
 namespace testing {
 
 // x_b x_b^T averaged over tokens, 256 numbers a slice. Seeds that are neighbours share numbers.
-inline std::vector<float> MakeHessians(Activations kind, int64_t slices, uint64_t seed = 21) {
-  const int tokens = kind == Activations::kSingular ? 6 : 64;
+inline std::vector<float> MakeHessians(Activations kind, int64_t slices, uint64_t seed = 21,
+                                       int most_tokens = 64) {
+  const int tokens = kind == Activations::kSingular ? 6 : most_tokens;
   const std::vector<float> noise =
       SyntheticValues(Distribution::kNormal, slices * tokens * kBlockSize, seed);
   const std::vector<float> spread =
