@@ -164,7 +164,8 @@ def text_kind(normalizer=None, pre=None):
 
 
 def sentencepiece_kinds(folder):
-    corpus = os.path.join(folder, "corpus.txt")
+    os.chdir(folder)  # models say where their text was
+    corpus = "corpus.txt"
     with open(corpus, "w", encoding="utf-8") as f:
         f.write(CORPUS)
     common = dict(input=corpus, num_threads=1, minloglevel=2, hard_vocab_limit=False,
@@ -176,9 +177,8 @@ def sentencepiece_kinds(folder):
             "sentencepiece_unigram": dict(model_type="unigram", byte_fallback=True, vocab_size=500),
             "sentencepiece_unknown": dict(model_type="unigram", vocab_size=260,
                                           add_dummy_prefix=False)}.items():
-        prefix = os.path.join(folder, kind)
-        sentencepiece.SentencePieceTrainer.train(model_prefix=prefix, **common, **options)
-        yield kind, prefix + ".model"
+        sentencepiece.SentencePieceTrainer.train(model_prefix=kind, **common, **options)
+        yield kind, os.path.join(folder, kind + ".model")
 
 
 def strings():
@@ -269,6 +269,7 @@ def categories():
 
 
 def main(folder):
+    folder = os.path.abspath(folder)
     texts = strings()
     tensors = {}
 
@@ -297,6 +298,7 @@ def main(folder):
                 f.write(source.read())
             processor = sentencepiece.SentencePieceProcessor(model_file=path)
             store(kind, [[processor.bos_id()] + processor.encode(t) for t in texts])
+        os.chdir(folder)
     write_safetensors(os.path.join(folder, "ids.safetensors"), tensors)
     with open(os.path.join(folder, "strings.jsonl"), "w") as f:
         for text in texts:

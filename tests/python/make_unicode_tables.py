@@ -113,7 +113,8 @@ def main():
     newer = additions()
     inert = inert_codes({c for c, _ in newer})
     print("""// Made by tests/python/make_unicode_tables.py: where the Unicode of the tokenizers library differs
-// from PCRE2's (its patterns know Unicode 16, PCRE2 14) and from utf8proc's (its NFC knows Unicode 9).
+// from PCRE2's (its patterns know Unicode 16, PCRE2 14) and from utf8proc's (its NFC knows Unicode
+// 9).
 #ifndef NIBBLE_MODEL_TEXT_UNICODE_TABLES_H_
 #define NIBBLE_MODEL_TEXT_UNICODE_TABLES_H_
 
