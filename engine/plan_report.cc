@@ -19,7 +19,7 @@ double WeightsPerSecond(const WeightSpec& weights) {
     case WeightMethod::kMse:
       return weights.fp8_scale_sweep ? 240e6 : 90e6;
     case WeightMethod::kLocalHessian:
-      return 60e6;
+      return weights.rounding == Rounding::kFeedback ? 15e6 : 60e6;
     case WeightMethod::kFourOverSix:
       return 650e6;
   }
