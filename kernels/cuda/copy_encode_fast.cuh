@@ -58,10 +58,11 @@ struct FastTile {
 // row-wise copy, a row each, the others those of the column-wise one.
 class ScaleCursor {
  public:
-  // to: the scales of a group's copy of rows x blocks; row, block: the tile's place in it.
-  // row_step, block_step: from one tile of the strip to the next.
-  __device__ __forceinline__ ScaleCursor(bool swizzle, uint8_t* to, int64_t row, int64_t block,
-                                         int64_t rows, int64_t blocks, int row_step, int block_step)
+  // exists: there is such a copy. to: the scales of a group's copy of rows x blocks; row, block:
+  // the tile's place in it. row_step, block_step: from one tile of the strip to the next.
+  __device__ __forceinline__ ScaleCursor(bool exists, bool swizzle, uint8_t* to, int64_t row,
+                                         int64_t block, int64_t rows, int64_t blocks, int row_step,
+                                         int block_step)
       : row_step_(row_step), block_step_(block_step) {
     const int t = static_cast<int>(threadIdx.x) % kTileRows;
     // In the order of memory: four blocks of rows r, r + 32, r + 64, r + 96 lie in sequence.
@@ -74,6 +75,7 @@ class ScaleCursor {
     step_ = swizzle ? row_step / kTileRows * SwizzledBytes(kTileRows, blocks) + block_step / 4 * 512
                     : row_step * blocks + block_step;
     rows_left_ = swizzle ? kTileRows : static_cast<int>(min(rows - row, int64_t{1} << 30)) - r;
+    if (!exists) rows_left_ = 0;
     if (swizzle) row_step_ = 0;
     blocks_left_ = static_cast<int>(blocks - block);
   }
@@ -105,39 +107,33 @@ class ScaleCursor {
   bool eight_, words_;
 };
 
-// A band's row-wise blocks; packed: where the thread's first block goes.
+// Row-wise blocks of rows r, r + 4, r + 8 and r + 12 of a tile; from: row r. packed: where the
+// first goes. rows_left: of the tile, from r on; 0 where the block's columns do not exist.
 template <typename T>
-__device__ __forceinline__ void EncodeRowsFast(const EncodedCopy& copy, const FastTile& tile,
-                                               const uint4* x, int band, int lane, uint2* packed,
-                                               int64_t four_rows, int rows_left, bool has_column,
-                                               uint32_t* scale) {
-  const bool per_token = copy.scheme == Scheme::kPerToken;
-  const int b = lane % kTileBlocks, first_row = band * kBlockSize + lane / kTileBlocks;
-  uint8_t* scales = reinterpret_cast<uint8_t*>(scale) + first_row * kTileBlocks + b;
-  const uint4* from = x + first_row * FastTile::kChunks;
+__device__ __forceinline__ void EncodeRowsFast(const EncodedCopy& copy, const FastOuters& outers,
+                                               const uint4* from, int r, int b, uint2* packed,
+                                               int64_t four_rows, int rows_left, uint8_t* scales) {
   const int place = FastTile::Chunk(2 * b);
-#pragma unroll 1
+#pragma unroll
   for (int i = 0; i < kBlocksEach; i += 2) {
     PackedBlock blocks[2];
-    FastOuter outers[2];
-    const auto outer_of = [&](int k) { return per_token ? first_row + 4 * (i + k) : 0; };
+    FastOuter outer[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const uint4 low = from[place], high = from[place ^ 1];
+      const uint4* row = from + 4 * (i + k) * FastTile::kChunks;
+      const uint4 low = row[place], high = row[place ^ 1];
       blocks[k] = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
-      outers[k] = tile.row_outers.outer[outer_of(k)];
-      from += 4 * FastTile::kChunks;
+      outer[k] = outers.outer[r + 4 * (i + k)];
     }
     EncodedBlock encoded[2];
     EncodeTwo<Pairing::kNeighbours>(
-        T{}, blocks, outers, copy.encode.bound,
-        [&](int k) { return tile.row_outers.amax[outer_of(k)]; }, encoded);
+        T{}, blocks, outer, copy.encode.bound, [&](int k) { return outers.amax[r + 4 * (i + k)]; },
+        encoded);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const bool valid = has_column && first_row + 4 * (i + k) < rows_left;
-      *scales = valid ? encoded[k].scale : 0;
+      const bool valid = 4 * (i + k) < rows_left;
+      scales[4 * (i + k) * kTileBlocks] = valid ? encoded[k].scale : 0;
       if (valid) *packed = {encoded[k].codes.word[0], encoded[k].codes.word[1]};
-      scales += 4 * kTileBlocks;
       packed += four_rows;
     }
   }
@@ -148,8 +144,7 @@ template <typename T, Rht kRht>
 __device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
                                                   const uint32_t (&raw)[kBlockSize], int band,
                                                   int c, bool exist, FastStage& stage) {
-  const int outer = copy.scheme == Scheme::kPerToken ? FastStage::Outer(c) : 0;
-  const int second = copy.scheme == Scheme::kPerToken ? 32 : 0;
+  const int outer = FastStage::Outer(c);
   const int place = FastStage::Codes(c, band);
   uint8_t* scales = reinterpret_cast<uint8_t*>(stage.scale[kColumnwise]) + c * kTileBlocks + band;
   PackedBlock blocks[2];
@@ -172,12 +167,12 @@ __device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
       }
       blocks[i] = RotatePacked<kRht>(T{}, x);
     }
-    outers[i] = stage.column_outers.outer[outer + i * second];
+    outers[i] = stage.column_outers.outer[outer + 32 * i];
   }
   EncodedBlock encoded[2];
   EncodeTwo<Pairing::kInterleaved>(
       T{}, blocks, outers, copy.encode.bound,
-      [&](int i) { return stage.column_outers.amax[outer + i * second]; }, encoded);
+      [&](int i) { return stage.column_outers.amax[outer + 32 * i]; }, encoded);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     scales[i * kTileBlocks] = exist ? encoded[i].scale : 0;
@@ -219,10 +214,11 @@ __global__ void __launch_bounds__(kEncodeThreads, 2)
       SharedAddress(tile.x[0]) + 16 * (load_row * FastTile::kChunks + FastTile::Chunk(load_chunk));
   const auto load = [&](int s, int cols) {
     const uint4* from = load_from;
+    const int exist = 8 * load_chunk < cols ? rows_left - load_row : 0;
 #pragma unroll
     for (int i = 0; i < kBlockSize / 2; ++i) {
       CopyAsync16(load_to + 16 * (s % 2 * kTileRows + i * 2) * FastTile::kChunks, from,
-                  load_row + 2 * i < rows_left && 8 * load_chunk < cols);
+                  2 * i < exist);
       from += args.cols / 4;
     }
     load_from += FastTile::kChunks;
@@ -231,59 +227,65 @@ __global__ void __launch_bounds__(kEncodeThreads, 2)
   load(0, cols_left);
   AwaitPreviousKernel();  // which makes the maxima
 
-  // The column-wise copy's outer scales of the s-th tile, in two steps, since memory is slow.
+  // The first 128 threads make the column-wise copy's outer scales of the s-th tile, in two steps,
+  // since memory is slow; the others make the row-wise copy's.
+  const bool makes_outer = has_column && t < kTileColumns;
   const bool column_per_token = column.scheme == Scheme::kPerToken;
-  const bool makes_outer = has_column && t < (column_per_token ? kTileColumns : 1);
-  const auto load_column_amax = [&](int s) {
-    const int64_t c = first_column + s * kTileColumns + t;
-    const int64_t place = column_per_token ? rows.group * args.cols + c : rows.group;
-    return makes_outer && c < args.cols ? column.amax[place] : 0.0f;
+  const float* column_amax =
+      column.amax + (column_per_token ? rows.group * args.cols + first_column + t : rows.group);
+  const auto load_column_amax = [&](int cols) {
+    const float amax = makes_outer && t < cols ? *column_amax : 0.0f;
+    if (column_per_token) column_amax += kTileColumns;
+    return amax;
   };
   const auto make_column_outers = [&](int s, float amax) {
     if (!makes_outer) return;
-    tile.stage[s % 2].column_outers.Set(column_per_token ? FastStage::Outer(t) : 0, amax,
-                                        column.encode.bound);
+    tile.stage[s % 2].column_outers.Set(FastStage::Outer(t), amax, column.encode.bound);
   };
-  make_column_outers(0, load_column_amax(0));
-  const bool row_per_token = row.scheme == Scheme::kPerToken;
+  make_column_outers(0, load_column_amax(cols_left));
   const int outer_row = t - kTileColumns;
-  if (has_row && outer_row >= 0 && outer_row < (row_per_token ? rows_left : 1)) {
-    tile.row_outers.Set(outer_row, row.amax[row_per_token ? first_row + outer_row : rows.group],
+  if (has_row && outer_row >= 0 && outer_row < rows_left) {
+    const bool per_token = row.scheme == Scheme::kPerToken;
+    tile.row_outers.Set(outer_row, row.amax[per_token ? first_row + outer_row : rows.group],
                         row.encode.bound);
   }
 
-  uint2* row_packed = reinterpret_cast<uint2*>(row.packed) +
-                      (first_row + band * kBlockSize + lane / kTileBlocks) * row_blocks +
-                      first_column / kBlockSize + lane % kTileBlocks;
-  // Of column t / 8 of the tile, and every 32nd.
+  const int r = band * kBlockSize + lane / kTileBlocks, b = lane % kTileBlocks;
+  uint2* row_packed = reinterpret_cast<uint2*>(row.packed) + (first_row + r) * row_blocks +
+                      first_column / kBlockSize + b;
+  // The column-wise codes that a thread stores: of column `stored` of the tile, and every 32nd.
+  const int stored = t / kTileBlocks, stored_band = t % kTileBlocks;
+  const bool stored_exists = has_column && stored_band * kBlockSize < rows_left;
   uint2* column_packed =
       reinterpret_cast<uint2*>(column.packed) + rows.group_row / kBlockSize * args.cols +
-      (first_column + t / kTileBlocks) * column_blocks + rows.row / kBlockSize + t % kTileBlocks;
+      (first_column + stored) * column_blocks + rows.row / kBlockSize + stored_band;
   const bool stores_row_scales = t < kTileRows;
   ScaleCursor scales =
       stores_row_scales
-          ? ScaleCursor(row.swizzle,
+          ? ScaleCursor(has_row, row.swizzle,
                         row.scale + (row.swizzle ? rows.first_tile * SwizzledBytes(128, row_blocks)
                                                  : rows.group_row * row_blocks),
                         rows.row, first_column / kBlockSize, rows.group_rows, row_blocks, 0,
                         kTileBlocks)
           : ScaleCursor(
-                column.swizzle,
+                has_column, column.swizzle,
                 column.scale + (column.swizzle ? rows.first_scale_tile * SwizzledBytes(args.cols, 4)
                                                : rows.group_row * row_blocks),
                 first_column, rows.row / kBlockSize, args.cols, column_blocks, kTileRows, 0);
   __syncthreads();
 
   const bool band_exists = band * kBlockSize < rows_left;
+  const bool encodes_columns = has_column && band_exists;
   for (int s = 0; cols_left > 0; ++s) {
     FastStage& stage = tile.stage[s % 2];
     WaitForCopies<0>();
     __syncwarp();
     if (cols_left > kTileColumns) load(s + 1, cols_left - kTileColumns);
-    const float next_amax = cols_left > kTileColumns ? load_column_amax(s + 1) : 0.0f;
+    const float next_amax = load_column_amax(cols_left - kTileColumns);
     if (has_row && band_exists) {
-      EncodeRowsFast<T>(row, tile, tile.x[s % 2], band, lane, row_packed, 4 * row_blocks, rows_left,
-                        lane % kTileBlocks * kBlockSize < cols_left, stage.scale[kRowwise]);
+      EncodeRowsFast<T>(row, tile.row_outers, tile.x[s % 2] + r * FastTile::kChunks, r, b,
+                        row_packed, 4 * row_blocks, b * kBlockSize < cols_left ? rows_left - r : 0,
+                        reinterpret_cast<uint8_t*>(stage.scale[kRowwise]) + r * kTileBlocks + b);
     } else {
       stage.scale[kRowwise][t] = 0;
     }
@@ -297,7 +299,7 @@ __global__ void __launch_bounds__(kEncodeThreads, 2)
       for (int r = 0; r < kBlockSize; ++r) {
         raw[r] = words[(r * FastTile::kChunks + FastTile::Chunk(c / 8)) * 4 + lane % 4];
       }
-      if (has_column && band_exists) {
+      if (encodes_columns) {
         EncodeColumnsFast<T, kRht>(column, raw, band, c, c < cols_left, stage);
       } else {
         uint8_t* zeros =
@@ -307,22 +309,16 @@ __global__ void __launch_bounds__(kEncodeThreads, 2)
     }
     if (cols_left > kTileColumns) make_column_outers(s + 1, next_amax);
     __syncthreads();
-    if (stores_row_scales ? has_row : has_column) {
-      scales.Store(stage.scale[stores_row_scales ? kRowwise : kColumnwise]);
-    }
-    if (has_column) {
-      const int c = t / kTileBlocks, other = t % kTileBlocks;
-      const int place = FastStage::Codes(c, other);
-      uint2* to = column_packed;
+    scales.Store(stage.scale[stores_row_scales ? kRowwise : kColumnwise]);
+    const int place = FastStage::Codes(stored, stored_band);
+    const int exist = stored_exists ? cols_left - stored : 0;
+    uint2* to = column_packed;
 #pragma unroll
-      for (int i = 0; i < kBlocksEach; ++i) {
-        if (other * kBlockSize < rows_left && c + 32 * i < cols_left) {
-          *to = stage.codes[place + i * 32 * kTileBlocks];
-        }
-        to += 32 * column_blocks;
-      }
-      column_packed = to;
+    for (int i = 0; i < kBlocksEach; ++i) {
+      if (32 * i < exist) *to = stage.codes[place + i * 32 * kTileBlocks];
+      to += 32 * column_blocks;
     }
+    column_packed = to;
     row_packed += kTileBlocks;
     cols_left -= kTileColumns;
   }

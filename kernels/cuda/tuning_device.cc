@@ -205,7 +205,7 @@ absl::StatusOr<Launch> PrepareScaleSweep(TrialMemory& memory) {
 }
 
 // What quantizing both copies for a backward pass asks for: per_token, the column-wise one rotated.
-absl::StatusOr<Launch> PrepareCopyAmax(TrialMemory& memory) {
+absl::StatusOr<CopyAmaxArgs> AllocateMaxima(TrialMemory& memory) {
   if (memory.rows() % kBlockSize != 0) return NotAColumn(memory);
   CopyAmaxArgs args = {.rows = memory.rows(), .cols = memory.cols()};
   args.per_row = args.per_column = true;
@@ -213,24 +213,32 @@ absl::StatusOr<Launch> PrepareCopyAmax(TrialMemory& memory) {
   NIBBLE_ASSIGN_OR_RETURN(args.source, memory.Allocate<float>(1));
   NIBBLE_ASSIGN_OR_RETURN(args.row, memory.Allocate<float>(memory.rows()));
   NIBBLE_ASSIGN_OR_RETURN(args.column, memory.Allocate<float>(memory.cols()));
+  return args;
+}
+
+absl::StatusOr<Launch> PrepareCopyAmax(TrialMemory& memory) {
+  NIBBLE_ASSIGN_OR_RETURN(CopyAmaxArgs args, AllocateMaxima(memory));
   return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
     args.x = x;
     return LaunchCopyAmax(dtype, args, config, stream);
   };
 }
 
+// Under the first input's maxima: under others most blocks would not take the usual way.
 absl::StatusOr<Launch> PrepareCopyEncode(TrialMemory& memory) {
-  if (memory.rows() % kBlockSize != 0) return NotAColumn(memory);
+  NIBBLE_ASSIGN_OR_RETURN(CopyAmaxArgs maxima, AllocateMaxima(memory));
+  maxima.x = memory.input(0);
+  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyAmax(memory.dtype(), maxima, 0, memory.stream()));
   CopyEncodeArgs args;
   args.rows = memory.rows();
   args.cols = memory.cols();
+  args.row.amax = maxima.row;
+  args.column.amax = maxima.column;
   args.column.rht = Rht::kSigns;
   for (EncodedCopy* copy : {&args.row, &args.column}) {
     copy->scheme = Scheme::kPerToken;
     NIBBLE_ASSIGN_OR_RETURN(copy->packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
     NIBBLE_ASSIGN_OR_RETURN(copy->scale, memory.Allocate<uint8_t>(memory.blocks()));
-    NIBBLE_ASSIGN_OR_RETURN(copy->amax,
-                            memory.AllocateOnes(std::max(memory.rows(), memory.cols())));
   }
   return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
     args.x = x;
