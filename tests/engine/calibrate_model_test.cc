@@ -117,7 +117,8 @@ void ExpectHessians(const RecordingHook::Record& input, const std::vector<float>
   }
 }
 
-// The block maximum of rank ceil(percent / 100 * n), without its lower 16 bits.
+// The block maximum of rank ceil(percent / 100 * n) of those that are not 0, without its lower 16
+// bits; 0 where there is none.
 float PercentileOf(const RecordingHook::Record& input, double percent) {
   std::vector<float> maxima;
   for (size_t block = 0; block < input.x.size() / 16; ++block) {
@@ -125,6 +126,7 @@ float PercentileOf(const RecordingHook::Record& input, double percent) {
     for (size_t i = 0; i < 16; ++i) amax = std::max(amax, std::abs(input.x[block * 16 + i]));
     if (amax > 0) maxima.push_back(FloatFromBits(FloatBits(amax) & 0xFFFF0000u));
   }
+  if (maxima.empty()) return 0;
   std::ranges::sort(maxima);
   const double rank = std::ceil(percent / 100 * static_cast<double>(maxima.size()));
   return maxima[static_cast<size_t>(std::max(rank, 1.0)) - 1];
