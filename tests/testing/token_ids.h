@@ -36,7 +36,7 @@ inline ::testing::AssertionResult SameIds(std::span<const uint32_t> expected,
 
 class TokenizerGoldens {
  public:
-  TokenizerGoldens() : folder_(std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/tokenizers") {
+  TokenizerGoldens() : folder_(NIBBLE_SOURCE_DIR "/tests/golden/tokenizers") {
     const std::string lines = FileBytes(folder_ + "/strings.jsonl");
     for (size_t begin = 0; begin < lines.size();) {
       const size_t end = lines.find('\n', begin);

@@ -42,7 +42,7 @@ TEST(TokenizerGoldenTest, EveryKindGivesTheLibrariesIds) {
 
 // For every code point whether \p{..}, \s and \w match it.
 TEST(TokenizerGoldenTest, PatternsSeeTheLibrarysCategories) {
-  std::ifstream file(std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/tokenizers/categories.txt");
+  std::ifstream file(NIBBLE_SOURCE_DIR "/tests/golden/tokenizers/categories.txt");
   std::string all;
   for (uint32_t code = 1; code < 0x110000; ++code) {
     if (code < 0xD800 || code >= 0xE000) AppendUtf8(code, all);
