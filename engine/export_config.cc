@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <map>
 #include <optional>
-#include <ranges>
 #include <set>
 #include <string>
 #include <vector>
@@ -169,12 +168,11 @@ std::set<std::string> TiedHeads(const Modules& modules) {
     if (!parent.ends_with(".model")) continue;
     heads.insert(parent.substr(0, parent.size() - 5) + "lm_head");
   }
-  const auto has_head = [](const auto& names) {
-    return std::ranges::any_of(names,
-                               [](const auto& name) { return LastComponent(name) == "lm_head"; });
-  };
-  const auto quantized = std::views::keys(modules.quantized);
-  return has_head(quantized) || has_head(modules.kept) ? std::set<std::string>() : heads;
+  const auto is_head = [](const std::string& name) { return LastComponent(name) == "lm_head"; };
+  const bool has_head =
+      std::ranges::any_of(modules.kept, is_head) ||
+      std::ranges::any_of(modules.quantized, [&](const auto& m) { return is_head(m.first); });
+  return has_head ? std::set<std::string>() : heads;
 }
 
 // --- modelopt -----------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ constexpr const char* kStaleSuffixes[] = {"_scale_inv", "_blocks", "_scales", ".
 
 class Matrices {
  public:
-  Matrices(const Folder& folder, bool modelopt) : folder_(folder), modelopt_(modelopt) {
+  Matrices(const Folder& folder, bool modelopt) {
     const std::span<const Suffix> suffixes =
         modelopt ? std::span<const Suffix>(kModeloptSuffixes) : kCompressedTensorsSuffixes;
     for (const auto& [name, place] : folder.tensors) {
@@ -286,8 +286,6 @@ class Matrices {
                        : matrix.input) = &place;
   }
 
-  const Folder& folder_;
-  bool modelopt_;
   std::map<std::string, Matrix> by_module_;
 };
 
@@ -1063,9 +1061,9 @@ absl::StatusOr<VerifyReport> VerifyModel(const std::string& path, const VerifyOp
                 "its tensors are, got nothing");
     }
     bool complete = true;
-    const auto need = [&](const Place* place, const char* what) {
+    const auto need = [&, &name = module](const Place* place, const char* what) {
       if (place != nullptr) return;
-      holes.Add("module ", Quoted(module), ": expected ", what, ", got none");
+      holes.Add("module ", Quoted(name), ": expected ", what, ", got none");
       complete = false;
     };
     need(matrix.codes, "packed codes (U8)");
