@@ -1,11 +1,11 @@
 #include "cli/calibrate_command.h"
 
-#include <cstdio>
 #include <iostream>
 
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/progress.h"
+#include "cli/report.h"
 
 namespace nibble {
 
@@ -37,9 +37,7 @@ absl::Status CalibrateCommand::Run() {
   progress.Close();
   NIBBLE_RETURN_IF_ERROR(summary.status());
   if (!quiet_) std::cout << Printable(request_.out) << ": " << CalibrationSummaryAsText(*summary);
-  for (const std::string& warning : summary->warnings) {
-    std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
-  }
+  ReportWarnings(summary->warnings);
   return absl::OkStatus();
 }
 

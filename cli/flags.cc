@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "base/text.h"
+#include "cli/report.h"
 #include "engine/find_recipe.h"
 #include "engine/tuning_choice.h"
 #include "kernels/cuda/tunable_ops.h"
@@ -91,9 +92,7 @@ void DataFlags::Reconcile(Recipe::Calibration& calibration) {
 
 absl::StatusOr<TokenSet> DataFlags::Read(const std::string& model) const {
   NIBBLE_ASSIGN_OR_RETURN(ModelData read, ReadModelData(model, request));
-  for (const std::string& warning : read.warnings) {
-    std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
-  }
+  ReportWarnings(read.warnings);
   return std::move(read.tokens);
 }
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "base/text.h"
 #include "cli/progress.h"
+#include "cli/report.h"
 #include "io/output_folder.h"
 
 namespace nibble {
@@ -84,9 +84,7 @@ absl::Status QuantizeModelCommand::Calibrate(Backend& backend, Progress& progres
   });
   progress.Close();
   NIBBLE_RETURN_IF_ERROR(summary.status());
-  for (const std::string& warning : summary->warnings) {
-    std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
-  }
+  ReportWarnings(summary->warnings);
   request_.calibration = calibrate.out;
   return absl::OkStatus();
 }
@@ -127,9 +125,7 @@ absl::Status QuantizeModelCommand::Run() {
   } else if (!quiet_) {
     std::cout << ModelSummaryAsText(*result);
   } else {
-    for (const std::string& warning : result->warnings) {
-      std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
-    }
+    ReportWarnings(result->warnings);
   }
   return absl::OkStatus();
 }

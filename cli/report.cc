@@ -29,4 +29,10 @@ ExitCode Report(const absl::Status& status) {
   return ExitCodeOf(status);
 }
 
+void ReportWarnings(std::span<const std::string> warnings) {
+  for (const std::string& warning : warnings) {
+    std::fprintf(stderr, "nibble: warning: %s\n", Printable(warning).c_str());
+  }
+}
+
 }  // namespace nibble

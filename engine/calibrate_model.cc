@@ -143,10 +143,9 @@ class Job {
     NIBBLE_ASSIGN_OR_RETURN(ModelFolder folder, ModelFolder::Open(request_.model));
     folder_.emplace(std::move(folder));
     NIBBLE_ASSIGN_OR_RETURN(const Model model, ReadModel(*folder_));
-    auto config = ReadDecoderConfig(folder_->config_json());
-    if (!config.ok()) return Annotate(config.status(), Printable(request_.model + "/config.json"));
-    config_ = *std::move(config);
+    NIBBLE_ASSIGN_OR_RETURN(config_, ReadDecoderConfig(*folder_));
     NIBBLE_ASSIGN_OR_RETURN(plan_, MakePlan(request_.recipe, model));
+    input_groups_ = RowsByInputGroup(plan_);
     NIBBLE_RETURN_IF_ERROR(FindWanted());
     if (IsWithin(request_.out, request_.model)) {
       return absl::InvalidArgumentError(absl::StrCat("output: expected a file outside of ",
@@ -276,7 +275,7 @@ class Job {
       if (!in_layer(plan_.rows[group.rows.front()])) continue;
       NIBBLE_RETURN_IF_ERROR(QuantizeGroup(group, choice));
     }
-    for (const auto& [group, rows] : RowsByInputGroup(plan_)) {
+    for (const auto& [group, rows] : input_groups_) {
       if (!in_layer(*rows.front())) continue;
       NIBBLE_ASSIGN_OR_RETURN(const float scale, ChooseInputScale(rows, choice, backend_));
       for (const PlanRow* row : rows) {
@@ -377,6 +376,7 @@ class Job {
   std::optional<ModelFolder> folder_;
   DecoderConfig config_;
   Plan plan_;
+  std::map<int, std::vector<const PlanRow*>> input_groups_;
   std::map<int64_t, std::map<std::string, Wanted>> wanted_;  // by layer, then module
   std::map<std::string, int64_t> expert_of_;                 // by module
   int64_t layers_end_ = 0;                                   // no later one is run

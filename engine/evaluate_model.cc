@@ -87,7 +87,7 @@ Prediction Predict(std::span<const float> first, std::span<const float> logits, 
 
 // A model that was run up to its last hidden states.
 struct LayersRun {
-  std::unique_ptr<RunnableModel> model;
+  const RunnableModel* model = nullptr;
   std::unique_ptr<QuantizedInputs> inputs;
   std::unique_ptr<Decoder> decoder;
   std::optional<HiddenStates> hidden;
@@ -99,13 +99,13 @@ class Evaluation {
       : request_(request), backend_(backend), progress_(progress), pool_(request.run.threads) {}
 
   absl::StatusOr<std::vector<ModelScore>> Run() {
-    NIBBLE_RETURN_IF_ERROR(Check());
+    NIBBLE_RETURN_IF_ERROR(OpenModels());
     std::vector<ModelScore> scores;
-    NIBBLE_ASSIGN_OR_RETURN(const LayersRun first, RunLayers(request_.models.front()));
+    NIBBLE_ASSIGN_OR_RETURN(const LayersRun first, RunLayers(*models_.front()));
     for (size_t i = 0; i < request_.models.size(); ++i) {
       LayersRun other;
       if (i > 0) {
-        NIBBLE_ASSIGN_OR_RETURN(other, RunLayers(request_.models[i]));
+        NIBBLE_ASSIGN_OR_RETURN(other, RunLayers(*models_[i]));
       }
       const LayersRun& run = i == 0 ? first : other;
       ModelScore score;
@@ -123,8 +123,8 @@ class Evaluation {
   }
 
  private:
-  // Everything that can be known before the first layer runs.
-  absl::Status Check() const {
+  // And checks everything that can be known before the first layer runs.
+  absl::Status OpenModels() {
     if (request_.models.empty()) {
       return absl::InvalidArgumentError("models: expected at least one, got none");
     }
@@ -134,27 +134,30 @@ class Evaluation {
     }
     int64_t vocabulary = 0;
     for (const std::string& path : request_.models) {
-      NIBBLE_ASSIGN_OR_RETURN(const auto model, RunnableModel::Open(path, request_.run.threads));
-      if (vocabulary == 0) vocabulary = model->config().vocabulary;
-      if (model->config().vocabulary == vocabulary) continue;
+      NIBBLE_ASSIGN_OR_RETURN(auto model, RunnableModel::Open(path, request_.run.threads));
+      models_.push_back(std::move(model));
+      const int64_t own = models_.back()->config().vocabulary;
+      if (vocabulary == 0) vocabulary = own;
+      if (own == vocabulary) continue;
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": expected a vocabulary of ", vocabulary, " as that of ",
-                       request_.models.front(), ", got one of ", model->config().vocabulary));
+                       request_.models.front(), ", got one of ", own));
     }
     return CheckTokenSet(request_.tokens, vocabulary);
   }
 
-  absl::StatusOr<LayersRun> RunLayers(const std::string& path) {
+  absl::StatusOr<LayersRun> RunLayers(const RunnableModel& model) {
     LayersRun run;
-    NIBBLE_ASSIGN_OR_RETURN(run.model, RunnableModel::Open(path, request_.run.threads));
+    run.model = &model;
+    const std::string& path = model.folder().path();
     run.inputs = std::make_unique<QuantizedInputs>(backend_);
-    for (const auto& [module, scale] : run.model->input_scales()) {
+    for (const auto& [module, scale] : model.input_scales()) {
       if (scale && request_.inputs != InputQuantization::kNone) {
         run.inputs->Add(module, request_.inputs, *scale);
       }
     }
     NIBBLE_ASSIGN_OR_RETURN(run.decoder,
-                            Decoder::Make(run.model->config(), run.model->weights(),
+                            Decoder::Make(model.config(), model.weights(),
                                           {.threads = request_.run.threads,
                                            .dtype = request_.run.dtype,
                                            .hidden_states = request_.run.hidden_states}));
@@ -162,7 +165,7 @@ class Evaluation {
     const auto run_layers = [&]() -> absl::Status {
       NIBBLE_ASSIGN_OR_RETURN(HiddenStates hidden, run.decoder->Embed(request_.tokens));
       run.hidden.emplace(std::move(hidden));
-      const int64_t layers = run.model->config().layers;
+      const int64_t layers = model.config().layers;
       while (run.hidden->next_layer() < layers) {
         NIBBLE_RETURN_IF_ERROR(run.decoder->RunLayer(*run.hidden, run.inputs.get()));
         if (!progress_) continue;
@@ -266,6 +269,7 @@ class Evaluation {
   Backend& backend_;
   const LayerSink& progress_;
   ThreadPool pool_;
+  std::vector<std::unique_ptr<RunnableModel>> models_;  // as in request_.models
 };
 
 Json ToJson(const Estimate& estimate) {

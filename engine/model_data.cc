@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "base/status.h"
-#include "base/text.h"
 #include "io/model_folder.h"
 #include "model/decoder_config.h"
 #include "model/text/token_source.h"
@@ -14,8 +13,7 @@ namespace nibble {
 
 absl::StatusOr<ModelData> ReadModelData(const std::string& model, const ModelDataRequest& request) {
   NIBBLE_ASSIGN_OR_RETURN(const ModelFolder folder, ModelFolder::Open(model));
-  const auto config = ReadDecoderConfig(folder.config_json());
-  if (!config.ok()) return Annotate(config.status(), Printable(model + "/config.json"));
+  NIBBLE_ASSIGN_OR_RETURN(const DecoderConfig config, ReadDecoderConfig(folder));
   NIBBLE_ASSIGN_OR_RETURN(const TokenFormat format, TokenFormatOf(request.path));
   std::unique_ptr<Tokenizer> tokenizer;
   if (format == TokenFormat::kText || format == TokenFormat::kJsonl) {
@@ -27,7 +25,7 @@ absl::StatusOr<ModelData> ReadModelData(const std::string& model, const ModelDat
       ReadTokens({.path = request.path, .format = format, .field = request.field}, tokenizer.get(),
                  {.sequences = request.sequences,
                   .length = request.length,
-                  .vocabulary = config->vocabulary}));
+                  .vocabulary = config.vocabulary}));
   if (data.tokens.sequences() < request.sequences) {
     data.warnings.push_back(
         absl::StrCat(request.path, ": ", data.tokens.sequences(), " sequences of ", request.length,

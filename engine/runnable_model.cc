@@ -27,10 +27,9 @@ std::string Described(const TensorInfo& info) {
 absl::StatusOr<std::unique_ptr<RunnableModel>> RunnableModel::Open(const std::string& path,
                                                                    int threads) {
   NIBBLE_ASSIGN_OR_RETURN(ModelFolder folder, ModelFolder::Open(path));
-  auto config = ReadDecoderConfig(folder.config_json());
-  if (!config.ok()) return Annotate(config.status(), Printable(path + "/config.json"));
+  NIBBLE_ASSIGN_OR_RETURN(DecoderConfig config, ReadDecoderConfig(folder));
   std::unique_ptr<RunnableModel> model(new RunnableModel(std::move(folder), threads));
-  model->config_ = *std::move(config);
+  model->config_ = std::move(config);
   NIBBLE_RETURN_IF_ERROR(model->FindPacked());
   return model;
 }

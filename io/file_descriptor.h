@@ -2,13 +2,17 @@
 #ifndef NIBBLE_IO_FILE_DESCRIPTOR_H_
 #define NIBBLE_IO_FILE_DESCRIPTOR_H_
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
+#include <string>
 #include <string_view>
 #include <utility>
 
+#include "absl/status/statusor.h"
 #include "base/status.h"
 
 namespace nibble {
@@ -61,6 +65,26 @@ inline std::string_view FileKind(mode_t mode) {
   if (S_ISFIFO(mode)) return "a named pipe";
   if (S_ISSOCK(mode)) return "a socket";
   return "a device";
+}
+
+struct OpenedFile {
+  FileDescriptor file;
+  uint64_t bytes = 0;  // when it was opened
+};
+
+// To read; InvalidArgument for what is no regular file.
+inline absl::StatusOr<OpenedFile> OpenRegularFile(const std::string& path) {
+  // O_NONBLOCK: a named pipe without a writer must not hang us.
+  FileDescriptor file(
+      RetryOnInterrupt([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+  if (!file.is_open()) return ErrnoStatus(path, "open");
+  struct stat info;
+  if (fstat(file.get(), &info) != 0) return ErrnoStatus(path, "stat");
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
+                                                   ToAbsl(FileKind(info.st_mode))));
+  }
+  return OpenedFile{std::move(file), static_cast<uint64_t>(info.st_size)};
 }
 
 }  // namespace nibble

@@ -1,7 +1,5 @@
 #include "io/line_reader.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/status.h"
@@ -14,17 +12,8 @@ constexpr size_t kChunkBytes = size_t{1} << 20;
 }  // namespace
 
 absl::StatusOr<LineReader> LineReader::Open(const std::string& path, size_t most) {
-  // O_NONBLOCK: a named pipe without a writer must not hang us.
-  FileDescriptor file(
-      RetryOnInterrupt([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
-  if (!file.is_open()) return ErrnoStatus(path, "open");
-  struct stat info;
-  if (fstat(file.get(), &info) != 0) return ErrnoStatus(path, "stat");
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
-                                                   ToAbsl(FileKind(info.st_mode))));
-  }
-  return LineReader(path, std::move(file), most);
+  NIBBLE_ASSIGN_OR_RETURN(OpenedFile opened, OpenRegularFile(path));
+  return LineReader(path, std::move(opened.file), most);
 }
 
 absl::StatusOr<std::optional<std::string_view>> LineReader::Next() {

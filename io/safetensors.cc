@@ -1,7 +1,5 @@
 #include "io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -468,17 +466,9 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json,
 }
 
 absl::StatusOr<SafetensorsReader> SafetensorsReader::Open(const std::string& path) {
-  // O_NONBLOCK: a named pipe without a writer must not hang us.
-  FileDescriptor file(
-      RetryOnInterrupt([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
-  if (!file.is_open()) return ErrnoStatus(path, "open");
-  struct stat info;
-  if (fstat(file.get(), &info) != 0) return ErrnoStatus(path, "stat");
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
-                                                   ToAbsl(FileKind(info.st_mode))));
-  }
-  const uint64_t file_bytes = static_cast<uint64_t>(info.st_size);
+  NIBBLE_ASSIGN_OR_RETURN(OpenedFile opened, OpenRegularFile(path));
+  FileDescriptor& file = opened.file;
+  const uint64_t file_bytes = opened.bytes;
   return WithMemoryStatus(path, [&]() -> absl::StatusOr<SafetensorsReader> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string start,
                             ReadText(path, file, 0, std::min(kLengthBytes, file_bytes)));

@@ -1,7 +1,5 @@
 #include "io/text_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,23 +10,14 @@
 namespace nibble {
 
 absl::StatusOr<std::string> ReadFileStart(const std::string& path, size_t most) {
-  // O_NONBLOCK: a named pipe without a writer must not hang us.
-  FileDescriptor file(
-      RetryOnInterrupt([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
-  if (!file.is_open()) return ErrnoStatus(path, "open");
-  struct stat info;
-  if (fstat(file.get(), &info) != 0) return ErrnoStatus(path, "stat");
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file to read, got ",
-                                                   ToAbsl(FileKind(info.st_mode))));
-  }
+  NIBBLE_ASSIGN_OR_RETURN(const OpenedFile opened, OpenRegularFile(path));
   // One byte more, to see the end; the size that fstat told may be old by now.
-  std::string text(std::min(most, static_cast<size_t>(info.st_size) + 1), '\0');
+  std::string text(std::min(most, static_cast<size_t>(opened.bytes) + 1), '\0');
   size_t size = 0;
   while (size < most) {
     if (size == text.size()) text.resize(std::min(most, 2 * size));
-    const ssize_t got =
-        RetryOnInterrupt([&] { return read(file.get(), text.data() + size, text.size() - size); });
+    const ssize_t got = RetryOnInterrupt(
+        [&] { return read(opened.file.get(), text.data() + size, text.size() - size); });
     if (got < 0) return ErrnoStatus(path, "read");
     if (got == 0) break;
     size += static_cast<size_t>(got);

@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "io/json_object.h"
+#include "io/model_folder.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -394,6 +395,12 @@ absl::StatusOr<DecoderConfig> ReadDecoderConfig(const std::string& config_json) 
   if (!json.ok()) return Annotate(json.status(), "config.json");
   absl::StatusOr<DecoderConfig> config = ReadConfig(*json);
   if (!config.ok()) return Annotate(config.status(), "config.json");
+  return config;
+}
+
+absl::StatusOr<DecoderConfig> ReadDecoderConfig(const ModelFolder& folder) {
+  absl::StatusOr<DecoderConfig> config = ReadDecoderConfig(folder.config_json());
+  if (!config.ok()) return Annotate(config.status(), Printable(folder.path() + "/config.json"));
   return config;
 }
 

@@ -14,6 +14,8 @@
 
 namespace nibble {
 
+class ModelFolder;
+
 enum class Architecture : uint8_t { kLlama, kMistral, kQwen2, kQwen3, kMixtral, kQwen3Moe };
 template <>
 inline constexpr std::array<std::string_view, 6> kEnumNames<Architecture> = {
@@ -66,6 +68,8 @@ struct DecoderConfig {
 // of position embedding; DataLoss for values that are missing, out of range or contradict each
 // other.
 absl::StatusOr<DecoderConfig> ReadDecoderConfig(const std::string& config_json);
+// A folder's own; failures name its place.
+absl::StatusOr<DecoderConfig> ReadDecoderConfig(const ModelFolder& folder);
 
 // A matrix product of a layer: y = x W^T + bias, W rows x cols.
 struct LinearModule {
