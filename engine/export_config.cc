@@ -108,7 +108,7 @@ absl::StatusOr<Modules> ModulesOf(const Plan& plan, ExportFormat format) {
         if (output.part != OutputPart::kCodes) continue;
         std::string name = output.tensor.name;
         for (const std::string_view suffix : {".weight", ".weight_packed"}) {
-          if (name.ends_with(suffix)) name.resize(name.size() - suffix.size());
+          if (name.ends_with(suffix)) name.erase(name.size() - suffix.size());
         }
         modules.quantized.emplace(std::move(name), weight_only);
       }
