@@ -24,9 +24,9 @@ import torch
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.quantization import modelopt_quant
-from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
     CompressedTensorsConfig)
+from sglang.srt.layers.quantization.compressed_tensors.schemes import CompressedTensorsW4A4Nvfp4MoE
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.models.registry import ModelRegistry
 
@@ -66,7 +66,7 @@ class Method:
 
 def state_of(method, layer):
     """None: not quantized; else whether activations are."""
-    if method is None or isinstance(method, UnquantizedLinearMethod):
+    if method is None or type(method).__name__.startswith("Unquantized"):
         return None
     name = type(getattr(layer, "scheme", None) or method).__name__
     if isinstance(method, Method):
@@ -144,6 +144,8 @@ def main():
                          ParallelLMHead if name.endswith("lm_head") else LinearBase)
             try:
                 with mock.patch.object(modelopt_quant, "ModelOptNvFp4FusedMoEMethod", Method), \
+                        mock.patch.object(CompressedTensorsW4A4Nvfp4MoE, "requires_blackwell",
+                                          False), \
                         mock.patch("torch.cuda.get_device_capability", lambda *args: (10, 0)):
                     method = config.get_quant_method(layer, name)
                 if {state_of(method, layer)} != expected:

@@ -27,14 +27,10 @@ int main(int argc, char** argv) {
   expert_rows.config["qkv_bias"] = false;
   expert_rows.config["num_experts_per_tok"] = 2;
   const std::pair<const char*, ModelOnPaper> models[] = {
-      {"llama", LlamaModel(sharded)},
-      {"tied", LlamaModel(size, /*tied=*/true)},
-      {"qwen3_moe", Qwen3MoeModel(sharded)},
-      {"expert_rows", expert_rows},
-      {"mixtral", MixtralModel(size)},
-      {"deepseek", DeepseekModel(sharded)},
-      {"llama4", Llama4Model(size)},
-      {"gpt_oss", GptOssModel(size)},
+      {"llama", LlamaModel(sharded)},        {"tied", LlamaModel(size, /*tied=*/true)},
+      {"qwen3_moe", Qwen3MoeModel(sharded)}, {"expert_rows", expert_rows},
+      {"mixtral", MixtralModel(size)},       {"deepseek", DeepseekModel(sharded)},
+      {"llama4", Llama4Model(size)},         {"gpt_oss", GptOssModel(size)},
       {"odd_names", OddNamesModel(size)},
   };
   for (const auto& [name, model] : models) {
