@@ -1,8 +1,6 @@
 #include "engine/export.h"
 
-#include <algorithm>
-#include <iterator>
-#include <optional>
+#include <string_view>
 
 #include "base/status.h"
 #include "base/tensor_view.h"
@@ -145,12 +143,6 @@ float StoredGlobalScale(float amax, int e4m3_max, ExportFormat format) {
 
 float StoredScale(float multiplier, ExportFormat format) {
   return format == ExportFormat::kModelopt ? multiplier : DivRn(1.0f, multiplier);
-}
-
-bool TellsOfQuantization(std::string_view file_name) {
-  constexpr std::string_view kNames[] = {"hf_quant_config.json", "quant_config.json",
-                                         "quant_cfg.json", "quantize_config.json"};
-  return std::find(std::begin(kNames), std::end(kNames), file_name) != std::end(kNames);
 }
 
 }  // namespace nibble

@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -70,10 +69,6 @@ struct ConfigFile {
 };
 absl::StatusOr<std::vector<ConfigFile>> ConfigFilesOf(const Plan& plan, const Recipe& recipe,
                                                       const std::string& config_json);
-
-// Whether a file of a source folder tells of an earlier quantization, so that no copy of the folder
-// may have it (but for the one that ConfigFilesOf makes).
-bool TellsOfQuantization(std::string_view file_name);
 
 }  // namespace nibble
 

@@ -5,12 +5,17 @@
 //   vLLM, modelopt      exact, then *substring* of the module's name, then fnmatch
 //   SGLang, modelopt    a regular expression ("." escaped, "*" as ".*") over the whole name or any
 //                       one of its dotted components; fused modules are looked up by their fused
-//                       name, a MoE block by "<...>.experts"
+//                       name, a MoE block by "<...>.experts"; q_a_proj, q_b_proj,
+//                       kv_a_proj_with_mqa and kv_b_proj at an entry's end stand for those of every
+//                       layer
 //   TensorRT-LLM        fnmatch
-//   compressed-tensors  exact, or a regular expression after "re:"; no globs
+//   compressed-tensors  exact, or a regular expression after "re:"; no globs. SGLang looks fused
+//                       modules up by their fused name where the architecture does not tell it the
+//                       members, among them Llama's
 // so an entry must not occur inside the name of anything that is quantized, and names that loaders
 // make up by fusing modules are listed beside those of the members.
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -50,7 +55,8 @@ const std::vector<Fusion>& Fusions() {
       {{"q_proj", "k_proj", "v_proj"}, "qkv_proj"},
       {{"gate_proj", "up_proj"}, "gate_up_proj"},
       {{"w1", "w3"}, "gate_up_proj"},
-      {{"q_a_proj", "kv_a_proj_with_mqa"}, "fused_qkv_a_proj_with_mqa"},
+      {{"q_a_proj", "kv_a_proj_with_mqa"}, "fused_qkv_a_proj"},           // vLLM
+      {{"q_a_proj", "kv_a_proj_with_mqa"}, "fused_qkv_a_proj_with_mqa"},  // SGLang
       {{"in_proj_qkv", "in_proj_z"}, "in_proj_qkvz"},
       {{"in_proj_b", "in_proj_a"}, "in_proj_ba"},
   };
@@ -186,6 +192,13 @@ std::string ExactPattern(const std::string& name) {
   return name.substr(0, i) + "[" + name[i] + "]" + name.substr(i + 1);
 }
 
+// Whether SGLang would take the name for that of every layer's module, some of which are quantized.
+bool IsForEveryLayer(const std::string& name, const Modules& modules) {
+  constexpr std::string_view kNames[] = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"};
+  const std::string_view last = LastComponent(name);
+  return std::ranges::find(kNames, last) != std::end(kNames) && modules.IsQuantizedName(last);
+}
+
 std::vector<std::string> ModeloptExcludes(const Modules& modules) {
   std::set<std::string> names = modules.kept;
   names.insert(modules.kept_embeddings.begin(), modules.kept_embeddings.end());
@@ -198,7 +211,8 @@ std::vector<std::string> ModeloptExcludes(const Modules& modules) {
     if (const auto experts = ExpertsOf(name)) {
       if (modules.kept_experts.contains(*experts)) continue;
     }
-    patterns.insert(modules.IsQuantizedName(name) ? ExactPattern(name) : name);
+    const bool hides_others = modules.IsQuantizedName(name) || IsForEveryLayer(name, modules);
+    patterns.insert(hides_others ? ExactPattern(name) : name);
   }
   for (const std::string& experts : modules.kept_experts) {
     patterns.insert(experts);
@@ -331,8 +345,9 @@ std::string AllUnder(std::string_view container) {
 }
 
 std::vector<std::string> CompressedTensorsIgnores(const Modules& modules) {
-  std::set<std::string> ignores = TiedHeads(modules);
-  for (const std::string& name : modules.kept) {
+  std::set<std::string> ignores = TiedHeads(modules), names = modules.kept;
+  AddFusedNames(modules.kept, names);
+  for (const std::string& name : names) {
     const auto experts = ExpertsOf(name);
     if (!experts || !modules.kept_experts.contains(*experts)) ignores.insert(name);
   }
@@ -352,9 +367,13 @@ std::vector<std::string> CompressedTensorsIgnores(const Modules& modules) {
 
 // Of one group; a container of experts that is all of it as one expression.
 Json CompressedTensorsTargets(const Modules& modules, bool weight_only) {
-  std::set<std::string> targets;
+  std::set<std::string> targets, names, fused;
   for (const auto& [name, is_weight_only] : modules.quantized) {
-    if (is_weight_only != weight_only) continue;
+    if (is_weight_only == weight_only) names.insert(name);
+  }
+  AddFusedNames(names, fused);
+  names.merge(fused);
+  for (const std::string& name : names) {
     const auto experts = ExpertsOf(name);
     const bool whole = experts && modules.whole_experts[weight_only].contains(*experts);
     targets.insert(whole ? AllUnder(*experts) : name);

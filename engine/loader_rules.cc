@@ -1,6 +1,7 @@
 #include "engine/loader_rules.h"
 
 #include <algorithm>
+#include <iterator>
 #include <regex>
 #include <unordered_map>
 
@@ -155,9 +156,15 @@ std::optional<bool> SglangModeloptExcludes(std::span<const std::string> excludes
     texts.push_back(std::string_view(module.name).substr(begin, end - begin));
     begin = end + 1;
   }
-  return std::ranges::any_of(excludes, [&](const std::string& entry) {
+  constexpr std::string_view kOfEveryLayer[] = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
+                                                "kv_b_proj"};
+  const std::string_view last = texts.back();
+  return std::ranges::any_of(excludes, [&](std::string_view entry) {
+    const std::string_view entry_last = entry.substr(entry.rfind('.') + 1);  // npos + 1 is 0
     return std::ranges::any_of(texts,
-                               [&](std::string_view text) { return SglangMatches(entry, text); });
+                               [&](std::string_view text) { return SglangMatches(entry, text); }) ||
+           (std::ranges::find(kOfEveryLayer, entry_last) != std::end(kOfEveryLayer) &&
+            last.find(entry_last) != last.npos);
   });
 }
 

@@ -31,7 +31,9 @@ std::optional<bool> VllmModeloptExcludes(std::span<const std::string> excludes,
                                          const LoaderModule& module);
 
 // SGLang for modelopt: entries as regular expressions with "." escaped and "*" as ".*", over the
-// whole name or any one component; the members of a fused module are not looked at.
+// whole name or any one component; the members of a fused module are not looked at. An entry that
+// ends in a name of multi-head latent attention is one for every layer: "a.0.kv_b_proj" excludes
+// "a.1.kv_b_proj", and "a.0.kv_a_proj_with_mqa" "a.1.fused_qkv_a_proj_with_mqa".
 std::optional<bool> SglangModeloptExcludes(std::span<const std::string> excludes,
                                            const LoaderModule& module);
 

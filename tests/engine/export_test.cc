@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/loader_rules.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -266,7 +267,8 @@ TEST(ConfigFilesOfTest, MixedPrecision) {
               ElementsAre(R"(re:model\.layers\.0\.mlp\.experts\..*)",
                           R"(re:model\.layers\.1\.mlp\.experts\..*)"));
   EXPECT_THAT(groups["group_1"]["targets"].get<std::vector<std::string>>(),
-              AllOf(::testing::SizeIs(8), Contains("model.layers.0.self_attn.q_proj")));
+              AllOf(::testing::SizeIs(10), IsSupersetOf({"model.layers.0.self_attn.q_proj",
+                                                         "model.layers.0.self_attn.qkv_proj"})));
 }
 
 TEST(ConfigFilesOfTest, KvCache) {
@@ -309,8 +311,9 @@ TEST(ExcludesTest, FusedNamesAndContainersOfWhatIsKept) {
   EXPECT_THAT(Excludes(Qwen3MoeModel(), keep, kCompressedTensors),
               ElementsAre("lm_head", "model.layers.0.mlp.experts", "model.layers.0.mlp.gate",
                           "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.o_proj",
-                          "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj",
-                          "model.layers.1.mlp.gate", R"(re:model\.layers\.0\.mlp\.experts\..*)"));
+                          "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.qkv_proj",
+                          "model.layers.0.self_attn.v_proj", "model.layers.1.mlp.gate",
+                          R"(re:model\.layers\.0\.mlp\.experts\..*)"));
 }
 
 TEST(ExcludesTest, TiedHead) {
@@ -333,6 +336,32 @@ TEST(ExcludesTest, VisionAndMtp) {
                     Not(Contains("model.layers.1"))));
   EXPECT_THAT(Excludes(DeepseekModel(), {}, kCompressedTensors),
               Contains(R"(re:model\.layers\.2\..*)"));
+}
+
+TEST(ExcludesTest, NamesThatSglangTakesForThoseOfEveryLayer) {
+  const auto first = [](const std::string& module) {
+    return module.starts_with("model.layers.0.");
+  };
+  for (const PaperPlan& plan : {PaperPlan(), KeepIf(first)}) {
+    const std::vector<std::string> excludes = Excludes(DeepseekModel(), plan, kModelopt);
+    for (const char* kept : {"model.layers.2.self_attn.kv_b_proj", "model.layers.2.eh_proj"}) {
+      EXPECT_EQ(SglangModeloptExcludes(excludes, {kept, {}}), true) << kept;
+    }
+    for (const char* leaf : {"kv_b_proj", "q_b_proj", "fused_qkv_a_proj_with_mqa", "o_proj"}) {
+      const std::string name = absl::StrCat("model.layers.1.self_attn.", leaf);
+      EXPECT_EQ(SglangModeloptExcludes(excludes, {name, {}}), false) << name;
+    }
+  }
+  EXPECT_THAT(
+      Excludes(DeepseekModel(), KeepIf(first), kModelopt),
+      IsSupersetOf({"model.layers.0.self_attn.kv_b_pro[j]", "model.layers.0.self_attn.q_a_pro[j]",
+                    "model.layers.0.self_attn.fused_qkv_a_proj_with_mqa"}));
+  // Without any that is quantized, the plain name.
+  EXPECT_THAT(Excludes(DeepseekModel(), KeepIf([](const std::string& module) {
+                         return module.find("self_attn") != module.npos;
+                       }),
+                       kModelopt),
+              Contains("model.layers.0.self_attn.kv_b_proj"));
 }
 
 TEST(ExcludesTest, NamesThatBeginOthers) {
@@ -375,13 +404,6 @@ TEST(ConfigFilesOfTest, Errors) {
   const ModelOnPaper columns = GptOssModel();
   EXPECT_TRUE(IsError(ConfigFilesOf(PlanOnPaper(columns), RecipeFor(kCompressedTensors), "{}"),
                       absl::StatusCode::kUnimplemented, "expert_columns"));
-}
-
-TEST(TellsOfQuantizationTest, Names) {
-  EXPECT_TRUE(TellsOfQuantization("hf_quant_config.json"));
-  EXPECT_TRUE(TellsOfQuantization("quantize_config.json"));
-  EXPECT_FALSE(TellsOfQuantization("config.json"));
-  EXPECT_FALSE(TellsOfQuantization("generation_config.json"));
 }
 
 }  // namespace

@@ -73,6 +73,16 @@ TEST(SglangModeloptTest, FusedNamesAreNotTakenApart) {
   EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.qkv_proj"}, Qkv("a")), true);
 }
 
+TEST(SglangModeloptTest, NamesOfLatentAttentionAreThoseOfEveryLayer) {
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_b_proj"}, Module("a.1.kv_b_proj")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_a_proj_with_mqa"},
+                                   Module("a.1.fused_qkv_a_proj_with_mqa")),
+            true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_b_pro[j]"}, Module("a.1.kv_b_proj")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_b_pro[j]"}, Module("a.0.kv_b_proj")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.o_proj"}, Module("a.1.o_proj")), false);
+}
+
 TEST(TensorRtLlmTest, Fnmatch) {
   EXPECT_EQ(TensorRtLlmExcludes(Excludes{"model.layers.1"}, Module("model.layers.10.x")), false);
   EXPECT_EQ(TensorRtLlmExcludes(Excludes{"a.*"}, Qkv("a")), true);

@@ -12,25 +12,26 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "write_models: expected DIR\n");
     return 2;
   }
-  ModelSize sharded;
+  // Multiples of 64, without which llama.cpp's converter takes no matrix.
+  ModelSize size;
+  size.hidden = 256;
+  size.intermediate = 192;
+  size.expert_intermediate = 64;
+  ModelSize sharded = size;
   sharded.shards = 3;
   // The names of Qwen3.5-MoE under a configuration without its linear attention, which this has
   // not.
-  ModelOnPaper expert_rows = ExpertRowsModel();
+  ModelOnPaper expert_rows = ExpertRowsModel(size);
   expert_rows.config["model_type"] = "qwen2_moe";
   expert_rows.config["architectures"] = {"Qwen2MoeForCausalLM"};
   expert_rows.config["qkv_bias"] = false;
   expert_rows.config["num_experts_per_tok"] = 2;
   const std::pair<const char*, ModelOnPaper> models[] = {
-      {"llama", LlamaModel(sharded)},
-      {"tied", LlamaModel({}, /*tied=*/true)},
-      {"qwen3_moe", Qwen3MoeModel(sharded)},
-      {"expert_rows", expert_rows},
-      {"mixtral", MixtralModel()},
-      {"deepseek", DeepseekModel(sharded)},
-      {"llama4", Llama4Model()},
-      {"gpt_oss", GptOssModel()},
-      {"odd_names", OddNamesModel()},
+      {"llama", LlamaModel(sharded)},        {"tied", LlamaModel(size, /*tied=*/true)},
+      {"qwen3_moe", Qwen3MoeModel(sharded)}, {"expert_rows", expert_rows},
+      {"mixtral", MixtralModel(size)},       {"deepseek", DeepseekModel(sharded)},
+      {"llama4", Llama4Model(size)},         {"gpt_oss", GptOssModel(size)},
+      {"odd_names", OddNamesModel(size)},
   };
   for (const auto& [name, model] : models) {
     const std::string root = argv[1];

@@ -212,11 +212,18 @@ inline ModelOnPaper Llama4Model(const ModelSize& s = {}) {
   ModelOnPaper model;
   nlohmann::ordered_json text = in::Config(s, "llama4_text", "Llama4ForCausalLM");
   text["num_local_experts"] = s.experts;
+  text["intermediate_size"] = s.expert_intermediate;
   text["intermediate_size_mlp"] = s.intermediate;
+  text["interleave_moe_layer_step"] = 1;
   model.config["architectures"] = {"Llama4ForConditionalGeneration"};
   model.config["model_type"] = "llama4";
   model.config["text_config"] = text;
-  model.config["vision_config"] = {{"model_type", "llama4_vision_model"}, {"hidden_size", 32}};
+  model.config["vision_config"] = {{"model_type", "llama4_vision_model"},
+                                   {"hidden_size", 32},
+                                   {"intermediate_size", 32},
+                                   {"num_attention_heads", 2},
+                                   {"num_hidden_layers", 1},
+                                   {"vision_output_dim", 32}};
   model.config["tie_word_embeddings"] = false;
   model.shards = s.shards;
   in::AddEnds(model, s, "language_model.model", "language_model.lm_head");
@@ -297,15 +304,16 @@ inline ModelOnPaper MixtralModel(const ModelSize& s = {}) {
 // DeepSeek-V3: MLA, a dense first layer, shared experts, and the MTP layer behind the last.
 inline ModelOnPaper DeepseekModel(const ModelSize& s = {}) {
   namespace in = folders_internal;
-  constexpr int64_t kQRank = 48, kKvRank = 32, kRope = 16, kNope = 16, kV = 16;
+  constexpr int64_t kRope = 16, kNope = 16, kV = 16;
+  const int64_t q_rank = s.hidden * 3 / 4, kv_rank = s.hidden / 2;
   ModelOnPaper model;
   model.config = in::Config(s, "deepseek_v3", "DeepseekV3ForCausalLM");
   model.config["n_routed_experts"] = s.experts;
   model.config["n_shared_experts"] = 1;
   model.config["moe_intermediate_size"] = s.expert_intermediate;
   model.config["first_k_dense_replace"] = 1;
-  model.config["q_lora_rank"] = kQRank;
-  model.config["kv_lora_rank"] = kKvRank;
+  model.config["q_lora_rank"] = q_rank;
+  model.config["kv_lora_rank"] = kv_rank;
   model.config["qk_rope_head_dim"] = kRope;
   model.config["qk_nope_head_dim"] = kNope;
   model.config["v_head_dim"] = kV;
@@ -313,17 +321,19 @@ inline ModelOnPaper DeepseekModel(const ModelSize& s = {}) {
   model.config["num_experts_per_tok"] = 2;
   model.config["n_group"] = 1;
   model.config["topk_group"] = 1;
+  model.config["topk_method"] = "noaux_tc";
+  model.config["scoring_func"] = "sigmoid";
   model.config["num_nextn_predict_layers"] = 1;
   model.shards = s.shards;
   in::AddEnds(model, s, "model");
   for (int64_t i = 0; i <= s.layers; ++i) {
     const std::string p = in::Layer("model", i), attention = p + ".self_attn.";
-    model.AddWeight(attention + "q_a_proj.weight", {kQRank, s.hidden}, s.dtype);
-    model.AddOnes(attention + "q_a_layernorm.weight", {kQRank}, s.dtype);
-    model.AddWeight(attention + "q_b_proj.weight", {s.heads * (kNope + kRope), kQRank}, s.dtype);
-    model.AddWeight(attention + "kv_a_proj_with_mqa.weight", {kKvRank + kRope, s.hidden}, s.dtype);
-    model.AddOnes(attention + "kv_a_layernorm.weight", {kKvRank}, s.dtype);
-    model.AddWeight(attention + "kv_b_proj.weight", {s.heads * (kNope + kV), kKvRank}, s.dtype);
+    model.AddWeight(attention + "q_a_proj.weight", {q_rank, s.hidden}, s.dtype);
+    model.AddOnes(attention + "q_a_layernorm.weight", {q_rank}, s.dtype);
+    model.AddWeight(attention + "q_b_proj.weight", {s.heads * (kNope + kRope), q_rank}, s.dtype);
+    model.AddWeight(attention + "kv_a_proj_with_mqa.weight", {kv_rank + kRope, s.hidden}, s.dtype);
+    model.AddOnes(attention + "kv_a_layernorm.weight", {kv_rank}, s.dtype);
+    model.AddWeight(attention + "kv_b_proj.weight", {s.heads * (kNope + kV), kv_rank}, s.dtype);
     model.AddWeight(attention + "o_proj.weight", {s.hidden, s.heads * kV}, s.dtype);
     if (i == 0) {
       in::AddGatedMlp(model, s, p + ".mlp", s.intermediate);
