@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "calib/activation_calibrators.h"
+#include "engine/synthetic.h"
 #include "engine/tensor_ops.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"

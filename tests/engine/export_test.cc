@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "calib/calibrator.h"
 #include "engine/loader_rules.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -12,6 +12,7 @@
 
 #include "engine/calibration.h"
 #include "engine/find_recipe.h"
+#include "engine/synthetic.h"
 #include "engine/verify_model.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

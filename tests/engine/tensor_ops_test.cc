@@ -1,3 +1,4 @@
+#include "engine/synthetic.h"
 #include "engine/tensor_ops.h"
 
 #include <algorithm>

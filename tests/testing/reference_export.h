@@ -3,20 +3,11 @@
 #ifndef NIBBLE_TESTS_TESTING_REFERENCE_EXPORT_H_
 #define NIBBLE_TESTS_TESTING_REFERENCE_EXPORT_H_
 
-#include <algorithm>
 #include <functional>
-#include <map>
-#include <memory>
-#include <optional>
-#include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "calib/calibrator.h"
 #include "engine/export.h"
-#include "gtest/gtest.h"
-#include "kernels/backend.h"
 #include "policies/plan.h"
 #include "policies/recipe.h"
 #include "tests/testing/model_folders.h"
@@ -32,234 +23,15 @@ struct PaperPlan {
   };
 };
 
-namespace plan_internal {
-
-inline std::string Last(const std::string& module) { return module.substr(module.rfind('.') + 1); }
-
-inline ModuleKind KindOf(const std::string& module, int64_t layer, int64_t layers) {
-  const auto has = [&](const char* part) { return module.find(part) != module.npos; };
-  const std::string last = Last(module);
-  if (has("vision") || has("multi_modal")) return ModuleKind::kVision;
-  if (has("embed")) return ModuleKind::kEmbedding;
-  if (has("norm")) return ModuleKind::kNorm;
-  if (has("lm_head")) return ModuleKind::kLmHead;
-  if (layer >= layers) return ModuleKind::kMtp;
-  if (last == "gate" || last == "router" || last == "shared_expert_gate") {
-    return ModuleKind::kRouter;
-  }
-  if (has(".shared_expert")) return ModuleKind::kSharedExpert;
-  if (has(".experts.")) return ModuleKind::kExpert;
-  if (has(".self_attn.")) return ModuleKind::kAttention;
-  return has(".mlp.") ? ModuleKind::kMlp : ModuleKind::kOther;
-}
-
-inline int64_t LayerOf(const std::string& module) {
-  const size_t at = module.find(".layers.");
-  return at == module.npos ? -1 : std::stoll(module.substr(at + 8));
-}
-
-// The members of a fused group have one name here.
-inline std::string GroupOf(const std::string& module) {
-  const std::string last = Last(module), parent = module.substr(0, module.size() - last.size());
-  const std::map<std::string, std::string> kGroups = {{"q_proj", "qkv"},
-                                                      {"k_proj", "qkv"},
-                                                      {"v_proj", "qkv"},
-                                                      {"gate_proj", "gate_up"},
-                                                      {"up_proj", "gate_up"},
-                                                      {"w1", "w13"},
-                                                      {"w3", "w13"},
-                                                      {"q_a_proj", "qkv_a"},
-                                                      {"kv_a_proj_with_mqa", "qkv_a"}};
-  const auto it = kGroups.find(last);
-  return it == kGroups.end() ? module : parent + it->second;
-}
-
-}  // namespace plan_internal
-
-inline Plan PlanOnPaper(const ModelOnPaper& model, const PaperPlan& options = {}) {
-  namespace in = plan_internal;
-  const auto& text =
-      model.config.contains("text_config") ? model.config["text_config"] : model.config;
-  const int64_t layers = text["num_hidden_layers"];
-  const std::string type = model.config["model_type"];
-  std::vector<Tensor> tensors = model.tensors;
-  std::ranges::sort(tensors, {}, &Tensor::name);
-  Plan plan;
-  std::map<std::string, int> groups;
-  for (const Tensor& tensor : tensors) {
-    PlanRow row;
-    row.tensor = {tensor.name, tensor.dtype, tensor.shape};
-    row.module = tensor.name;
-    const bool is_weight = row.module.ends_with(".weight");
-    if (is_weight) row.module.resize(row.module.size() - 7);
-    row.layer = in::LayerOf(row.module);
-    row.kind = in::KindOf(row.module, row.layer, layers);
-    const bool stacked = row.kind == ModuleKind::kExpert && tensor.shape.size() == 3;
-    row.form = !stacked                                ? WeightForm::kMatrix
-               : type == "llama4" || type == "gpt_oss" ? WeightForm::kExpertColumns
-                                                       : WeightForm::kExpertRows;
-    const bool is_matrix = is_weight && tensor.shape.size() == 2;
-    const bool is_right_kind = row.kind == ModuleKind::kAttention || row.kind == ModuleKind::kMlp ||
-                               row.kind == ModuleKind::kExpert ||
-                               row.kind == ModuleKind::kSharedExpert;
-    const int64_t k = !is_matrix && !stacked                   ? 1
-                      : row.form == WeightForm::kExpertColumns ? tensor.shape[1]
-                                                               : tensor.shape.back();
-    row.quantize = is_right_kind && k % 16 == 0 && !options.keep(row.module);
-    if (row.quantize) {
-      if (options.weight_only(row.module)) {
-        row.treatment.activations.format = ActivationFormat::kNone;
-      }
-      const std::string name = in::GroupOf(row.module);
-      const auto [it, is_new] = groups.try_emplace(name, static_cast<int>(plan.groups.size()));
-      if (is_new) plan.groups.push_back({name, {}});
-      row.group = it->second;
-      row.input_group = it->second;
-      plan.groups[it->second].rows.push_back(static_cast<int>(plan.rows.size()));
-    }
-    plan.rows.push_back(std::move(row));
-  }
-  plan.input_groups = static_cast<int>(plan.groups.size());
-  return plan;
-}
-
-namespace export_internal {
-
-// rows x columns elements of `size` bytes, from columns x rows.
-inline std::vector<std::byte> Transposed(const std::vector<std::byte>& in, int64_t rows,
-                                         int64_t cols, int64_t size) {
-  std::vector<std::byte> out(in.size());
-  for (int64_t i = 0; i < rows * cols; ++i) {
-    std::memcpy(&out[i * size], &in[(i % cols * rows + i / cols) * size], size);
-  }
-  return out;
-}
-
-inline std::vector<std::byte> Part(const std::vector<std::byte>& bytes, int64_t begin,
-                                   int64_t end) {
-  return {bytes.begin() + begin, bytes.begin() + end};
-}
-
-inline float AmaxOf(const Tensor& tensor, Backend& backend) {
-  return backend.Amax(tensor.view()).value();
-}
-
-struct Encoded {
-  std::vector<std::byte> codes, scales;
-};
-
-inline Encoded Encode(const MatrixView& x, float amax, Backend& backend) {
-  QuantizeParams params;
-  params.rule = Rule::kCheckpoint;
-  if (amax != 0) params.global_amax = ExportableAmax(amax, 448);
-  const absl::StatusOr<PackedTensor> packed = backend.Quantize(params, x);
-  EXPECT_TRUE(packed.ok()) << packed.status();
-  const auto bytes = std::as_bytes(std::span(packed->packed));
-  const auto scales = std::as_bytes(std::span(packed->scale));
-  return {{bytes.begin(), bytes.end()}, {scales.begin(), scales.end()}};
-}
-
-}  // namespace export_internal
+Plan PlanOnPaper(const ModelOnPaper& model, const PaperPlan& options = {});
 
 // The result's tensors, in the order of the plan. Scales without a search; every input scale is
 // that of its row's ActivationSpec.
-inline std::vector<Tensor> ExportOnPaper(const ModelOnPaper& model, const Plan& plan,
-                                         ExportFormat format) {
-  namespace in = export_internal;
-  const std::unique_ptr<Backend> backend = MakeBackend("cpu").value();
-  std::map<std::string, const Tensor*> sources;
-  for (const Tensor& tensor : model.tensors) sources[tensor.name] = &tensor;
-  std::vector<float> amax(plan.groups.size(), 0);
-  for (const PlanRow& row : plan.rows) {
-    if (!row.quantize || row.form == WeightForm::kExpertRows) continue;
-    amax[row.group] = std::max(amax[row.group], in::AmaxOf(*sources.at(row.tensor.name), *backend));
-  }
-  std::vector<Tensor> results;
-  for (const PlanRow& row : plan.rows) {
-    const Tensor& source = *sources.at(row.tensor.name);
-    const auto outputs = OutputsOf(row, format);
-    EXPECT_TRUE(outputs.ok()) << outputs.status();
-    if (!outputs.ok()) return {};
-    const Shape& shape = source.shape;
-    const int64_t size = DTypeBytes(source.dtype);
-    in::Encoded encoded;
-    float g = 0;
-    for (const OutputTensor& output : *outputs) {
-      const auto add = [&](std::vector<std::byte> bytes) {
-        results.push_back(
-            {output.tensor.name, output.tensor.dtype, output.tensor.shape, std::move(bytes)});
-      };
-      switch (output.part) {
-        case OutputPart::kCopy:
-          add(source.bytes);
-          break;
-        case OutputPart::kCodes:
-          if (row.form == WeightForm::kMatrix) {
-            g = amax[row.group];
-            encoded = in::Encode(source.view(), g, *backend);
-          } else if (row.form == WeightForm::kExpertRows) {
-            const int64_t row_bytes = shape[2] * size, first = output.expert * shape[1];
-            const Tensor whole = {
-                "",
-                source.dtype,
-                {shape[1], shape[2]},
-                in::Part(source.bytes, first * row_bytes, (first + shape[1]) * row_bytes)};
-            g = in::AmaxOf(whole, *backend);
-            const Tensor part = {
-                "",
-                source.dtype,
-                {output.row_end - output.row_begin, shape[2]},
-                in::Part(whole.bytes, output.row_begin * row_bytes, output.row_end * row_bytes)};
-            encoded = in::Encode(part.view(), g, *backend);
-          } else {
-            g = amax[row.group];
-            encoded = {};
-            const int64_t k = shape[1], n = shape[2], bytes = k * n * size;
-            for (int64_t e = 0; e < shape[0]; ++e) {
-              const Tensor one = {
-                  "",
-                  source.dtype,
-                  {n, k},
-                  in::Transposed(in::Part(source.bytes, e * bytes, (e + 1) * bytes), n, k, size)};
-              const in::Encoded columns = in::Encode(one.view(), g, *backend);
-              const auto codes = in::Transposed(columns.codes, k / 2, n, 1);
-              const auto scales = in::Transposed(columns.scales, k / 16, n, 1);
-              encoded.codes.insert(encoded.codes.end(), codes.begin(), codes.end());
-              encoded.scales.insert(encoded.scales.end(), scales.begin(), scales.end());
-            }
-          }
-          add(encoded.codes);
-          break;
-        case OutputPart::kBlockScale:
-          add(encoded.scales);
-          break;
-        case OutputPart::kGlobalScale:
-          add(ToBytes(std::vector<float>{StoredGlobalScale(g, 448, format)}, DType::kF32));
-          break;
-        case OutputPart::kInputScale:
-          add(ToBytes(
-              std::vector<float>{StoredScale(row.treatment.activations.input_scale, format)},
-              DType::kF32));
-          break;
-      }
-    }
-  }
-  return results;
-}
+std::vector<Tensor> ExportOnPaper(const ModelOnPaper& model, const Plan& plan, ExportFormat format);
 
 // The whole folder; its shards like the model's.
-inline void WriteExport(const std::string& path, const ModelOnPaper& model, const Plan& plan,
-                        const Recipe& recipe) {
-  ModelOnPaper result;
-  result.config = model.config;
-  result.shards = model.shards;
-  result.tensors = ExportOnPaper(model, plan, recipe.output.format);
-  WriteModelFolder(path, result);
-  const auto files = ConfigFilesOf(plan, recipe, model.config.dump());
-  EXPECT_TRUE(files.ok()) << files.status();
-  if (!files.ok()) return;
-  for (const ConfigFile& file : *files) PutFile(path + "/" + file.name, file.text);
-}
+void WriteExport(const std::string& path, const ModelOnPaper& model, const Plan& plan,
+                 const Recipe& recipe);
 
 }  // namespace nibble::testing
 

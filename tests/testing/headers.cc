@@ -1,1 +1,0 @@
-// Nothing: its target compiles the headers that tests share.
