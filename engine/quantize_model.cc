@@ -187,7 +187,7 @@ class Job {
                             ConfigFilesOf(plan_, request_.recipe, folder_->config_json()));
     NIBBLE_RETURN_IF_ERROR(ChooseInputScales());
     for (const std::string& file : folder_->unread_weights()) {
-      plan_.warnings.push_back(absl::StrCat(file, ": neither read nor copied"));
+      plan_.warnings.push_back(AboutUnreadWeights(file));
     }
     NIBBLE_ASSIGN_OR_RETURN(work_, MakeQuantizeWork(plan_, request_.recipe.output, request_.model));
     for (const ResultShard& shard : work_.shards) states_.push_back({.tasks_left = shard.tasks});
