@@ -139,6 +139,10 @@ class Job {
       NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes() + folder_->other_bytes()));
       return Summary();
     }
+    // Before there is anything that a second try would have to ask about.
+    if (!OutputFolder::HasPartial(request_.out)) {
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes() + folder_->other_bytes()));
+    }
     NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(FolderRequest()));
     output_ = std::move(opened);
     if (output_->finished()) {

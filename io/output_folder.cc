@@ -252,6 +252,10 @@ absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
                    "--overwrite starts again"));
 }
 
+bool OutputFolder::HasPartial(const std::string& out) {
+  return Exists(PartialOf(WithoutSlash(out)));
+}
+
 absl::StatusOr<OutputFolder> OutputFolder::Open(const OutputFolderRequest& request) {
   NIBBLE_RETURN_IF_ERROR(Check(request));
   OutputFolder folder;

@@ -33,6 +33,9 @@ class OutputFolder {
   // finished but not as it was left.
   static absl::Status Check(const OutputFolderRequest& request);
 
+  // Whether a run left something to go on with, or another writes it.
+  static bool HasPartial(const std::string& out);
+
   // Checks, then makes the folder or takes up the one that is there. Unavailable while another
   // process writes it.
   static absl::StatusOr<OutputFolder> Open(const OutputFolderRequest& request);

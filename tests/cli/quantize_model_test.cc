@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <random>
 #include <sstream>
@@ -123,6 +124,21 @@ TEST_F(QuantizeCommandTest, AFullDiskIsOneLineAndCanBeResumed) {
   EXPECT_FALSE(fs::exists(folder_.path("out")));
   const ProcessResult resumed = Run({"--resume"});
   EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
+}
+
+// Too small from the start: nothing is left that a second run would have to be told about.
+TEST_F(QuantizeCommandTest, NoRoomAtAllLeavesNothing) {
+  ModelOnPaper model = LlamaModel();
+  WriteModelFolder(folder_.path("model"), model);
+  // A file of 2^50 bytes that takes none: it would have to be copied.
+  std::ofstream(folder_.path("model/huge.txt")).close();
+  std::error_code error;
+  fs::resize_file(folder_.path("model/huge.txt"), uintmax_t{1} << 43, error);
+  if (error) GTEST_SKIP() << "no sparse files of this size: " << error.message();
+  const ProcessResult result = Run({"--quiet"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("expected room for"));
+  EXPECT_FALSE(fs::exists(folder_.path("out.partial")));
 }
 
 TEST_F(QuantizeCommandTest, ResumingWhatIsFinishedSaysSoAndTouchesNothing) {

@@ -522,6 +522,21 @@ TEST(PlanTest, RefusesWhatIsQuantizedAlready) {
   }
 }
 
+TEST(PlanTest, RefusesWhatOnlyLooksQuantized) {
+  const std::string up = "layers.0.mlp.up_proj";
+  const Model integers = ModelMaker("", 1, 64)
+                             .Add("layers.0.self_attn.o_proj.weight", {64, 64})
+                             .Add(up + ".weight", {64, 32}, DType::kU8)
+                             .Make();
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({}), integers), absl::StatusCode::kUnimplemented, up));
+  const Model scaled = ModelMaker("", 1, 64)
+                           .Add(up + ".weight", {64, 64})
+                           .Add(up + ".weight_scale_inv", {1, 1}, DType::kF32)
+                           .Make();
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({}), scaled), absl::StatusCode::kUnimplemented,
+                      up + ".weight_scale_inv"));
+}
+
 TEST(PlanTest, NamesWrittenTwiceAreRefused) {
   const std::string o = "layers.0.self_attn.o_proj";
   EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({}), ModelMaker("", 1, 64)
