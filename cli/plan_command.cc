@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "base/status.h"
-#include "base/text.h"
 #include "engine/plan_report.h"
 #include "engine/read_model.h"
 #include "io/model_folder.h"
@@ -35,7 +34,7 @@ absl::Status PlanCommand::Run() {
   }
   std::cout << PlanAsText(plan) << EstimateAsText(estimate);
   for (const std::string& file : folder.unread_weights()) {
-    std::cout << "neither read nor copied: " << Printable(file) << "\n";
+    std::cout << AboutUnreadWeights(file) << "\n";
   }
   return absl::OkStatus();
 }

@@ -51,7 +51,8 @@ QuantizeModelCommand::QuantizeModelCommand(CLI::App* app) {
 // A file that is neither in the model's folder nor in the result's, where it would be found to be
 // unwritable only at the end, or would replace a part of them.
 absl::StatusOr<AtomicFile> QuantizeModelCommand::BeginReport() const {
-  for (const std::string& folder : {request_.model, request_.out, request_.out + ".partial"}) {
+  const std::string partial = WithoutSlash(request_.out) + ".partial";
+  for (const std::string& folder : {request_.model, request_.out, partial}) {
     if (!IsWithin(report_, folder)) continue;
     return absl::InvalidArgumentError(
         absl::StrCat("--report: expected a file outside of ", folder, ", got ", report_));
@@ -67,10 +68,8 @@ absl::Status QuantizeModelCommand::Calibrate(Backend& backend, Progress& progres
                                               .identity = {},
                                               .resume = request_.resume,
                                               .overwrite = request_.overwrite}));
-  std::string out = request_.out;
-  while (out.size() > 1 && out.back() == '/') out.pop_back();
   CalibrateModelRequest calibrate = {.model = request_.model,
-                                     .out = out + ".calibration",
+                                     .out = WithoutSlash(request_.out) + ".calibration",
                                      .recipe = request_.recipe,
                                      .version = request_.version,
                                      .resume = request_.resume,

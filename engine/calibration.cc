@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_format.h"
+#include "base/fingerprint.h"
 #include "base/status.h"
 #include "base/tensor_view.h"
 #include "base/text.h"
@@ -38,34 +38,8 @@ absl::Status AtTensor(const absl::Status& status, const SafetensorsReader& reade
 
 // --- Fingerprints -------------------------------------------------------------------------------
 
-class Hash {
- public:
-  void Add(const void* data, size_t size) {
-    const char* bytes = static_cast<const char*>(data);
-    for (; size >= 8; bytes += 8, size -= 8) {
-      uint64_t word;
-      std::memcpy(&word, bytes, 8);
-      Mix(word);
-    }
-    uint64_t rest = 0;
-    std::memcpy(&rest, bytes, size);
-    Mix(rest);
-    Mix(size);
-  }
-  void Add(std::string_view text) { Add(text.data(), text.size()); }
-  uint64_t value() const { return state_; }
-
- private:
-  void Mix(uint64_t word) {
-    state_ = (state_ ^ word) * 0x9E3779B97F4A7C15u;
-    state_ ^= state_ >> 32;
-  }
-
-  uint64_t state_ = 0x243F6A8885A308D3u;
-};
-
 std::string HashOf(const SafetensorsReader& reader) {
-  Hash hash;
+  nibble::Fingerprint hash;
   for (const auto& [key, value] : reader.metadata()) {
     hash.Add(key);
     hash.Add(value);
@@ -74,15 +48,15 @@ std::string HashOf(const SafetensorsReader& reader) {
   for (const TensorInfo& tensor : reader.tensors()) {
     hash.Add(tensor.name);
     hash.Add(DTypeName(tensor.dtype));
-    hash.Add(tensor.shape.data(), tensor.shape.size() * sizeof(int64_t));
+    for (const int64_t dim : tensor.shape) hash.Add(static_cast<uint64_t>(dim));
     for (uint64_t at = 0; at < tensor.bytes(); at += chunk.size()) {
       chunk.resize(std::min<uint64_t>(kChunkBytes, tensor.bytes() - at));
       const absl::Status status = reader.ReadRange(tensor, at, chunk);
       if (!status.ok()) return absl::StrCat("unreadable: ", status.message());
-      hash.Add(chunk.data(), chunk.size());
+      hash.Add(chunk);
     }
   }
-  return absl::StrFormat("%016x", hash.value());
+  return hash.Hex();
 }
 
 class FileCalibration : public Calibration {

@@ -27,6 +27,7 @@
 #include "base/text.h"
 #include "engine/export.h"
 #include "engine/loader_rules.h"
+#include "io/json_object.h"
 #include "io/python_json.h"
 #include "nlohmann/json.hpp"
 #include "quant/numerics/scale_rules.h"
@@ -43,7 +44,6 @@ constexpr char kCompressedTensorsVersion[] = "0.12.2";
 
 constexpr char kKey[] = "quantization_config";
 constexpr std::string_view kStaleKeys[] = {kKey, "compression_config"};
-constexpr int kMaxDepth = 100;  // of a config.json
 
 // Modules that loaders fuse into one, and what they call it.
 struct Fusion {
@@ -446,30 +446,13 @@ void RemoveStaleKeys(Json& object) {
   }
 }
 
-absl::StatusOr<Json> ParseConfig(const std::string& text) {
-  bool too_deep = false;
-  const auto limit_depth = [&](int depth, Json::parse_event_t, Json&) {
-    too_deep |= depth > kMaxDepth;
-    return !too_deep;
-  };
-  Json config = Json::parse(QuoteConstants(text), limit_depth, /*allow_exceptions=*/false);
-  if (too_deep) {
-    return absl::DataLossError(
-        absl::StrCat("config.json: expected at most ", kMaxDepth, " levels, got more"));
-  }
-  if (!config.is_object()) {
-    return absl::DataLossError(
-        absl::StrCat("config.json: expected a JSON object, got ",
-                     config.is_discarded() ? "no JSON" : config.type_name()));
-  }
-  return config;
-}
-
 }  // namespace
 
 absl::StatusOr<std::vector<ConfigFile>> ConfigFilesOf(const Plan& plan, const Recipe& recipe,
                                                       const std::string& config_json) {
-  NIBBLE_ASSIGN_OR_RETURN(Json config, ParseConfig(config_json));
+  absl::StatusOr<Json> parsed = ParseOrderedJsonObject(config_json);
+  if (!parsed.ok()) return Annotate(parsed.status(), "config.json");
+  Json config = *std::move(parsed);
   NIBBLE_ASSIGN_OR_RETURN(const Modules modules, ModulesOf(plan, recipe.output.format));
   if (modules.quantized.empty()) {
     return absl::InvalidArgumentError("plan: expected at least one quantized weight, got none");

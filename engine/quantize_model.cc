@@ -18,6 +18,7 @@
 #include "engine/choose_scales.h"
 #include "engine/export.h"
 #include "engine/overlap.h"
+#include "engine/quantize_work.h"
 #include "engine/read_model.h"
 #include "io/model_folder.h"
 #include "io/output_folder.h"
@@ -30,32 +31,14 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int64_t kCopyChunkBytes = int64_t{32} << 20;
+// How much of a tensor is looked at for NaN at a time.
+constexpr int64_t kChunkBytes = int64_t{32} << 20;
 // What may be under way besides the largest task, so that the next is read while one is computed.
 constexpr int64_t kWindowBytes = int64_t{384} << 20;
 
-// One tensor of the result and where it goes.
-struct Output {
-  OutputTensor tensor;
-  int row = 0;  // of the plan
-  int shard = 0;
-  size_t index = 0;  // in the shard
-};
-
-// A step of the pipeline: what is read, quantized and written in one piece.
-struct Task {
-  enum Kind : uint8_t { kCopy, kGroup, kExpert, kColumns } kind = kCopy;
-  std::vector<int> rows;        // of the plan; one, but of kGroup
-  int64_t expert = 0;           // kExpert
-  uint64_t begin = 0, end = 0;  // kCopy: bytes of the tensor
-  int shard = 0;
-  int64_t weights = 0;
-  int64_t bytes = 0;  // held while under way
-};
-
 // Bytes for a place in a tensor of the result.
 struct Piece {
-  const Output* output;
+  const PlacedTensor* output;
   uint64_t offset;
   std::span<const std::byte> bytes;
 };
@@ -70,12 +53,8 @@ struct Slot {
   std::vector<std::string> warnings;
 };
 
-struct Shard {
-  std::string name = {};
-  std::vector<TensorSpec> tensors = {};
-  uint64_t bytes = 0;
-  size_t first_task = 0;                 // the others follow it
-  int64_t tasks = 0;                     // still to be written
+struct ShardState {
+  int64_t tasks_left = 0;
   bool done = false;                     // by a run before
   std::vector<TensorError> errors = {};  // of its tasks, once it is written
   std::vector<std::string> warnings = {};
@@ -85,8 +64,6 @@ template <typename T>
 std::span<const std::byte> BytesOf(const std::vector<T>& values) {
   return std::as_bytes(std::span(values));
 }
-
-int64_t ElementsOf(const ModelTensor& tensor) { return ElementCount(tensor.shape).value_or(0); }
 
 // out[c][r] = in[r][c], tile by tile.
 template <typename T>
@@ -162,8 +139,19 @@ class Job {
       NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes() + folder_->other_bytes()));
       return Summary();
     }
+    // Before there is anything that a second try would have to ask about.
+    if (!OutputFolder::HasPartial(request_.out)) {
+      NIBBLE_RETURN_IF_ERROR(CheckSpace(request_.out, MissingBytes() + folder_->other_bytes()));
+    }
     NIBBLE_ASSIGN_OR_RETURN(OutputFolder opened, OutputFolder::Open(FolderRequest()));
     output_ = std::move(opened);
+    if (output_->finished()) {
+      plan_.warnings = {
+          absl::StrCat(request_.out,
+                       ": complete already, from the same recipe, source and calibration; nothing "
+                       "was done. `nibble verify OUT --against MODEL` computes its errors")};
+      return Summary();
+    }
     NIBBLE_RETURN_IF_ERROR(TakeUpShards());
     if (output_->complete()) {
       if (MissingBytes() > 0) {
@@ -203,9 +191,11 @@ class Job {
                             ConfigFilesOf(plan_, request_.recipe, folder_->config_json()));
     NIBBLE_RETURN_IF_ERROR(ChooseInputScales());
     for (const std::string& file : folder_->unread_weights()) {
-      plan_.warnings.push_back(absl::StrCat(file, ": neither read nor copied"));
+      plan_.warnings.push_back(AboutUnreadWeights(file));
     }
-    return MakeTasks();
+    NIBBLE_ASSIGN_OR_RETURN(work_, MakeQuantizeWork(plan_, request_.recipe.output, request_.model));
+    for (const ResultShard& shard : work_.shards) states_.push_back({.tasks_left = shard.tasks});
+    return absl::OkStatus();
   }
 
   OutputFolderRequest FolderRequest() const {
@@ -240,8 +230,8 @@ class Job {
       const PlanRow& row = plan_.rows[i];
       if (!row.quantize) continue;
       const int64_t bytes = BytesOfTensor(row.tensor);
-      for (int64_t begin = 0; begin < bytes; begin += kCopyChunkBytes) {
-        const int64_t end = std::min(begin + kCopyChunkBytes, bytes);
+      for (int64_t begin = 0; begin < bytes; begin += kChunkBytes) {
+        const int64_t end = std::min(begin + kChunkBytes, bytes);
         NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, end, chunk));
         const int64_t blocks = (end - begin) / (kBlockSize * DTypeBytes(row.tensor.dtype));
         const absl::Status finite =
@@ -269,118 +259,12 @@ class Job {
     return {calibration_.get(), request_.calibration, request_.recipe.calibration};
   }
 
-  absl::Status MakeTasks() {
-    for (size_t i = 0; i < plan_.rows.size(); ++i) {
-      const PlanRow& row = plan_.rows[i];
-      std::vector<int> rows = {static_cast<int>(i)};
-      if (row.quantize) {
-        rows = plan_.groups[row.group].rows;
-        if (rows.front() != static_cast<int>(i)) continue;  // done with the group's first
-      }
-      NIBBLE_RETURN_IF_ERROR(AddJob(rows));
-    }
-    return NameShards();
-  }
-
-  // The tasks of rows that belong together, and their tensors in a shard.
-  absl::Status AddJob(const std::vector<int>& rows) {
-    std::vector<Output> job;
-    uint64_t job_bytes = 0;
-    for (const int row : rows) {
-      NIBBLE_ASSIGN_OR_RETURN(std::vector<OutputTensor> tensors,
-                              OutputsOf(plan_.rows[row], request_.recipe.output.format));
-      for (OutputTensor& tensor : tensors) {
-        job_bytes += BytesOfTensor(tensor.tensor);
-        job.push_back({.tensor = std::move(tensor), .row = row});
-      }
-    }
-    if (shards_.empty() || (shards_.back().bytes > 0 && shards_.back().bytes + job_bytes >
-                                                            request_.recipe.output.shard_bytes)) {
-      shards_.push_back({.first_task = tasks_.size()});
-    }
-    Shard& shard = shards_.back();
-    const int shard_index = static_cast<int>(shards_.size()) - 1;
-    for (Output& output : job) {
-      output.shard = shard_index;
-      output.index = shard.tensors.size();
-      const ModelTensor& tensor = output.tensor.tensor;
-      shard.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-      outputs_.push_back(std::move(output));
-    }
-    shard.bytes += job_bytes;
-    AddTasks(rows, shard_index);
-    return absl::OkStatus();
-  }
-
-  static uint64_t BytesOfTensor(const ModelTensor& tensor) {
-    return static_cast<uint64_t>(ElementsOf(tensor)) * DTypeBytes(tensor.dtype);
-  }
-
-  void AddTasks(const std::vector<int>& rows, int shard) {
-    const PlanRow& row = plan_.rows[rows[0]];
-    const auto add = [&](Task task) {
-      task.shard = shard;
-      ++shards_[shard].tasks;
-      tasks_.push_back(std::move(task));
-    };
-    if (!row.quantize) {
-      const uint64_t bytes = BytesOfTensor(row.tensor);
-      for (uint64_t begin = 0; begin < bytes || begin == 0; begin += kCopyChunkBytes) {
-        const uint64_t end = std::min<uint64_t>(begin + kCopyChunkBytes, bytes);
-        add({.kind = Task::kCopy,
-             .rows = rows,
-             .begin = begin,
-             .end = end,
-             .weights = static_cast<int64_t>((end - begin) / DTypeBytes(row.tensor.dtype)),
-             .bytes = static_cast<int64_t>(end - begin)});
-        if (end == bytes) break;
-      }
-      return;
-    }
-    // Source, codes and scales, and what a search finds: 9 bytes a block.
-    const auto held = [&](int64_t elements) {
-      return elements * DTypeBytes(row.tensor.dtype) + elements / 2 + elements / kBlockSize * 10;
-    };
-    int64_t weights = 0;
-    for (const int r : rows) weights += ElementsOf(TensorOf(r));
-    if (row.form == WeightForm::kMatrix) {
-      add({.kind = Task::kGroup, .rows = rows, .weights = weights, .bytes = held(weights)});
-    } else if (row.form == WeightForm::kExpertRows) {
-      const int64_t experts = row.tensor.shape[0];
-      for (int64_t expert = 0; expert < experts; ++expert) {
-        add({.kind = Task::kExpert,
-             .rows = rows,
-             .expert = expert,
-             .weights = weights / experts,
-             .bytes = held(weights / experts)});
-      }
-    } else {  // an expert twice, the codes and scales of all
-      add({.kind = Task::kColumns,
-           .rows = rows,
-           .weights = weights,
-           .bytes = 2 * held(weights / row.tensor.shape[0]) + weights * 9 / 16});
-    }
-  }
-
-  absl::Status NameShards() {
-    for (size_t i = 0; i < shards_.size(); ++i) {
-      shards_[i].name = ShardFileName(i, shards_.size());
-    }
-    std::map<std::string_view, int> names;
-    for (const Output& output : outputs_) {
-      outputs_of_[output.row].push_back(&output);
-      if (names.emplace(output.tensor.tensor.name, output.row).second) continue;
-      return absl::FailedPreconditionError(absl::StrCat(
-          request_.model, ": expected names that differ in the result, got two tensors ",
-          Quoted(output.tensor.tensor.name)));
-    }
-    return absl::OkStatus();
-  }
-
   // --- What a run before left -------------------------------------------------------------------
 
   absl::Status TakeUpShards() {
-    for (Shard& shard : shards_) {
+    for (size_t i = 0; i < work_.shards.size(); ++i) {
+      const ResultShard& shard = work_.shards[i];
+      ShardState& state = states_[i];
       NIBBLE_ASSIGN_OR_RETURN(const auto note, output_->ReadNote(shard.name));
       if (!note) continue;
       const auto stamp = FileStamp(absl::StrCat(output_->path(), "/", shard.name));
@@ -388,13 +272,13 @@ class Job {
       try {
         const Json json = Json::parse(*note);
         if (json.at("file") != *stamp) continue;  // somebody else wrote it
-        for (const Json& error : json.at("tensors")) shard.errors.push_back(FromJson(error));
-        shard.warnings = json.at("warnings").get<std::vector<std::string>>();
+        for (const Json& error : json.at("tensors")) state.errors.push_back(FromJson(error));
+        state.warnings = json.at("warnings").get<std::vector<std::string>>();
       } catch (const nlohmann::json::exception&) {
-        shard.errors.clear();
+        state.errors.clear();
         continue;
       }
-      shard.done = true;
+      state.done = true;
       ++resumed_shards_;
       output_->Keep(shard.name);
     }
@@ -403,7 +287,9 @@ class Job {
 
   uint64_t MissingBytes() const {
     uint64_t bytes = 0;
-    for (const Shard& shard : shards_) bytes += shard.done ? 0 : shard.bytes;
+    for (size_t i = 0; i < work_.shards.size(); ++i) {
+      bytes += states_[i].done ? 0 : work_.shards[i].bytes;
+    }
     return bytes;
   }
 
@@ -413,23 +299,23 @@ class Job {
     const Stopwatch watch;
     std::vector<int> order;
     int64_t largest = 0;
-    for (size_t i = 0; i < tasks_.size(); ++i) {
-      if (shards_[tasks_[i].shard].done) continue;
+    for (size_t i = 0; i < work_.tasks.size(); ++i) {
+      if (states_[work_.tasks[i].shard].done) continue;
       order.push_back(static_cast<int>(i));
-      largest = std::max(largest, tasks_[i].bytes);
-      all_weights_ += tasks_[i].weights;
+      largest = std::max(largest, work_.tasks[i].bytes);
+      all_weights_ += work_.tasks[i].weights;
     }
-    slots_.resize(tasks_.size());
+    slots_.resize(work_.tasks.size());
     OverlapStages stages;
     stages.tasks = static_cast<int64_t>(order.size());
-    stages.bytes = [&](int64_t i) { return tasks_[order[i]].bytes; };
+    stages.bytes = [&](int64_t i) { return work_.tasks[order[i]].bytes; };
     stages.read = [&](int64_t i) { return ReadTask(order[i]); };
     stages.compute = [&](int64_t i, int worker) {
       return ComputeTask(order[i], *backends_[worker]);
     };
     stages.write = [&](int64_t i) {
       NIBBLE_RETURN_IF_ERROR(WriteTask(order[i]));
-      const Task& task = tasks_[order[i]];
+      const QuantizeTask& task = work_.tasks[order[i]];
       written_weights_ += task.weights;
       if (!progress_) return absl::OkStatus();
       return progress_({.weights = written_weights_,
@@ -442,17 +328,17 @@ class Job {
   }
 
   absl::Status ReadTask(int index) {
-    const Task& task = tasks_[index];
+    const QuantizeTask& task = work_.tasks[index];
     Slot& slot = slots_[index];
-    if (task.kind == Task::kColumns) return absl::OkStatus();  // it reads expert by expert
+    if (task.kind == QuantizeTask::kColumns) return absl::OkStatus();  // it reads expert by expert
     slot.source.resize(task.rows.size());
     for (size_t i = 0; i < task.rows.size(); ++i) {
       const PlanRow& row = plan_.rows[task.rows[i]];
       uint64_t begin = 0, end = BytesOfTensor(row.tensor);
-      if (task.kind == Task::kCopy) {
+      if (task.kind == QuantizeTask::kCopy) {
         begin = task.begin;
         end = task.end;
-      } else if (task.kind == Task::kExpert) {
+      } else if (task.kind == QuantizeTask::kExpert) {
         const uint64_t bytes = end / row.tensor.shape[0];
         begin = task.expert * bytes;
         end = begin + bytes;
@@ -463,30 +349,31 @@ class Job {
   }
 
   absl::Status ComputeTask(int index, Backend& backend) {
-    const Task& task = tasks_[index];
+    const QuantizeTask& task = work_.tasks[index];
     Slot& slot = slots_[index];
     switch (task.kind) {
-      case Task::kCopy:
-        slot.pieces.push_back(
-            {outputs_of_[task.rows[0]].front(), task.begin, BytesOf(slot.source[0])});
+      case QuantizeTask::kCopy:
+        slot.pieces.push_back({&work_.tensors[work_.tensors_of[task.rows[0]].front()], task.begin,
+                               BytesOf(slot.source[0])});
         return absl::OkStatus();
-      case Task::kGroup:
-      case Task::kExpert:
+      case QuantizeTask::kGroup:
+      case QuantizeTask::kExpert:
         return ComputeMatrices(task, slot, backend);
-      case Task::kColumns:
+      case QuantizeTask::kColumns:
         return ComputeColumns(task, slot, backend);
     }
     return absl::OkStatus();
   }
 
-  absl::StatusOr<std::unique_ptr<WeightCalibrator>> CalibratorOf(const Task& task, Slot& slot,
+  absl::StatusOr<std::unique_ptr<WeightCalibrator>> CalibratorOf(const QuantizeTask& task,
+                                                                 Slot& slot,
                                                                  Backend& backend) const {
     std::vector<const PlanRow*> rows;
     for (const int row : task.rows) rows.push_back(&plan_.rows[row]);
     return MakeGroupCalibrator(rows, Choice(), backend, slot.warnings);
   }
 
-  absl::Status ComputeMatrices(const Task& task, Slot& slot, Backend& backend) {
+  absl::Status ComputeMatrices(const QuantizeTask& task, Slot& slot, Backend& backend) {
     NIBBLE_ASSIGN_OR_RETURN(const auto calibrator, CalibratorOf(task, slot, backend));
     std::vector<MatrixView> views;
     for (size_t i = 0; i < task.rows.size(); ++i) {
@@ -502,7 +389,7 @@ class Job {
         NIBBLE_ASSIGN_OR_RETURN(const ErrorStats stats,
                                 backend.MeasureError(views[i], packed.view()));
         const PlanRow& row = plan_.rows[task.rows[i]];
-        const std::string name = task.kind == Task::kExpert
+        const std::string name = task.kind == QuantizeTask::kExpert
                                      ? absl::StrCat(row.module, "[", task.expert, "]")
                                      : row.module;
         slot.errors.push_back(ErrorOf(name, row.kind, stats));
@@ -513,16 +400,17 @@ class Job {
       slot.source[i] = {};
     }
     for (size_t i = 0; i < task.rows.size(); ++i) {
-      for (const Output* output : outputs_of_[task.rows[i]]) {
-        if (task.kind == Task::kExpert && output->tensor.expert != task.expert) continue;
-        AddPiece(*output, slot.packed[i], slot);
+      for (const size_t index : work_.tensors_of[task.rows[i]]) {
+        const PlacedTensor& output = work_.tensors[index];
+        if (task.kind == QuantizeTask::kExpert && output.tensor.expert != task.expert) continue;
+        AddPiece(output, slot.packed[i], slot);
       }
     }
     return absl::OkStatus();
   }
 
   // A tensor [E, K, N]: one global scale, blocks along K, codes and scales back in its orientation.
-  absl::Status ComputeColumns(const Task& task, Slot& slot, Backend& backend) {
+  absl::Status ComputeColumns(const QuantizeTask& task, Slot& slot, Backend& backend) {
     const int row_index = task.rows[0];
     const PlanRow& row = plan_.rows[row_index];
     const auto [n, k] = MatrixShapeOf(row);
@@ -565,7 +453,8 @@ class Job {
     slot.errors.push_back(ErrorOf(row.module, row.kind, stats));
     slot.buffers.push_back(std::move(codes));
     slot.buffers.push_back(std::move(scales));
-    for (const Output* output : outputs_of_[row_index]) {
+    for (const size_t index : work_.tensors_of[row_index]) {
+      const PlacedTensor* output = &work_.tensors[index];
       switch (output->tensor.part) {
         case OutputPart::kCodes:
           slot.pieces.push_back({output, 0, slot.buffers[0]});
@@ -580,7 +469,7 @@ class Job {
     return absl::OkStatus();
   }
 
-  void AddPiece(const Output& output, const PackedTensor& packed, Slot& slot) const {
+  void AddPiece(const PlacedTensor& output, const PackedTensor& packed, Slot& slot) const {
     const OutputTensor& tensor = output.tensor;
     const PackedLayout& layout = packed.layout;
     int64_t begin = 0, end = layout.rows;
@@ -603,7 +492,7 @@ class Job {
     }
   }
 
-  void AddScalar(const Output& output, float global_amax, int e4m3_max, Slot& slot) const {
+  void AddScalar(const PlacedTensor& output, float global_amax, int e4m3_max, Slot& slot) const {
     const ExportFormat format = request_.recipe.output.format;
     const float scale = output.tensor.part == OutputPart::kGlobalScale
                             ? StoredGlobalScale(global_amax, e4m3_max, format)
@@ -615,9 +504,9 @@ class Job {
   }
 
   absl::Status WriteTask(int index) {
-    const Task& task = tasks_[index];
+    const QuantizeTask& task = work_.tasks[index];
     Slot& slot = slots_[index];
-    Shard& shard = shards_[task.shard];
+    const ResultShard& shard = work_.shards[task.shard];
     auto [writer, is_new] = writers_.try_emplace(task.shard);
     if (is_new) {
       NIBBLE_ASSIGN_OR_RETURN(
@@ -634,22 +523,24 @@ class Job {
     figures.errors = std::move(slot.errors);
     figures.warnings = std::move(slot.warnings);
     slot = std::move(figures);
-    return --shard.tasks > 0 ? absl::OkStatus() : FinishShard(task.shard);
+    return --states_[task.shard].tasks_left > 0 ? absl::OkStatus() : FinishShard(task.shard);
   }
 
   absl::Status FinishShard(int index) {
-    Shard& shard = shards_[index];
-    for (size_t i = shard.first_task; i < tasks_.size() && tasks_[i].shard == index; ++i) {
-      std::ranges::move(slots_[i].errors, std::back_inserter(shard.errors));
-      std::ranges::move(slots_[i].warnings, std::back_inserter(shard.warnings));
+    const ResultShard& shard = work_.shards[index];
+    ShardState& state = states_[index];
+    for (size_t i = shard.first_task; i < work_.tasks.size() && work_.tasks[i].shard == index;
+         ++i) {
+      std::ranges::move(slots_[i].errors, std::back_inserter(state.errors));
+      std::ranges::move(slots_[i].warnings, std::back_inserter(state.warnings));
     }
     const auto writer = writers_.find(index);
     NIBBLE_RETURN_IF_ERROR(writer->second->Commit());
     writers_.erase(writer);
     NIBBLE_ASSIGN_OR_RETURN(const std::string stamp,
                             FileStamp(absl::StrCat(output_->path(), "/", shard.name)));
-    Json note = {{"file", stamp}, {"tensors", Json::array()}, {"warnings", shard.warnings}};
-    for (const TensorError& error : shard.errors) note["tensors"].push_back(ToJson(error));
+    Json note = {{"file", stamp}, {"tensors", Json::array()}, {"warnings", state.warnings}};
+    for (const TensorError& error : state.errors) note["tensors"].push_back(ToJson(error));
     NIBBLE_RETURN_IF_ERROR(output_->WriteNote(shard.name, note.dump()));
     output_->Keep(shard.name);
     return absl::OkStatus();
@@ -669,13 +560,13 @@ class Job {
                                       absl::StrCat(output_->path(), "/", name)));
     }
     for (const ConfigFile& file : configs_) NIBBLE_RETURN_IF_ERROR(WriteFile(file.name, file.text));
-    if (shards_.size() == 1) return absl::OkStatus();
+    if (work_.shards.size() == 1) return absl::OkStatus();
     std::map<std::string, std::string> weight_map;
     uint64_t total = 0;
-    for (const Output& output : outputs_) {
-      weight_map[output.tensor.tensor.name] = shards_[output.shard].name;
+    for (const PlacedTensor& output : work_.tensors) {
+      weight_map[output.tensor.tensor.name] = work_.shards[output.shard].name;
     }
-    for (const Shard& shard : shards_) total += shard.bytes;
+    for (const ResultShard& shard : work_.shards) total += shard.bytes;
     return WriteFile(kShardIndexFile, ShardIndex(weight_map, total));
   }
 
@@ -691,12 +582,13 @@ class Job {
         summary.kept_weights += weights;
       }
     }
-    for (const Shard& shard : shards_) {
-      summary.bytes_after += static_cast<int64_t>(shard.bytes);
-      summary.tensors.insert(summary.tensors.end(), shard.errors.begin(), shard.errors.end());
-      summary.warnings.insert(summary.warnings.end(), shard.warnings.begin(), shard.warnings.end());
+    for (size_t i = 0; i < work_.shards.size(); ++i) {
+      const ShardState& state = states_[i];
+      summary.bytes_after += static_cast<int64_t>(work_.shards[i].bytes);
+      summary.tensors.insert(summary.tensors.end(), state.errors.begin(), state.errors.end());
+      summary.warnings.insert(summary.warnings.end(), state.warnings.begin(), state.warnings.end());
     }
-    summary.shards = static_cast<int>(shards_.size());
+    summary.shards = static_cast<int>(work_.shards.size());
     summary.resumed_shards = resumed_shards_;
     summary.seconds = watch_.seconds();
     summary.read_seconds = times_.read_seconds;
@@ -716,11 +608,9 @@ class Job {
   std::vector<ConfigFile> configs_;
   std::vector<float> input_scale_;  // multipliers, by input group
 
-  std::vector<Output> outputs_;
-  std::map<int, std::vector<const Output*>> outputs_of_;  // by row; into outputs_
-  std::vector<Shard> shards_;
-  std::vector<Task> tasks_;
-  std::vector<Slot> slots_;  // one a task
+  QuantizeWork work_;
+  std::vector<ShardState> states_;  // one a shard
+  std::vector<Slot> slots_;         // one a task
 
   std::optional<OutputFolder> output_;
   std::map<int, std::optional<SafetensorsWriter>> writers_;  // of shards that are being written

@@ -16,7 +16,7 @@
 #include "base/tensor_view.h"
 #include "base/text.h"
 #include "engine/loader_rules.h"
-#include "io/python_json.h"
+#include "io/json_object.h"
 #include "io/safetensors.h"
 #include "io/text_file.h"
 #include "nlohmann/json.hpp"
@@ -118,19 +118,10 @@ std::optional<Json> ReadJsonObject(const std::string& path, Holes& holes) {
     holes.Add(text.status());
     return std::nullopt;
   }
-  bool too_deep = false;
-  Json json = Json::parse(
-      QuoteConstants(*text),
-      [&](int depth, Json::parse_event_t, Json&) {
-        too_deep |= depth > 100;
-        return !too_deep;
-      },
-      /*allow_exceptions=*/false);
-  if (too_deep || !json.is_object()) {
-    holes.Add(path, ": expected a JSON object, got something else");
-    return std::nullopt;
-  }
-  return json;
+  absl::StatusOr<Json> json = ParseJsonObject(*text);
+  if (json.ok()) return *std::move(json);
+  holes.Add(Annotate(json.status(), path));
+  return std::nullopt;
 }
 
 const Json& Member(const Json& object, const std::string& key) {

@@ -10,26 +10,24 @@
 namespace nibble {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr int kMaxDepth = 100;
 
-}  // namespace
-
-absl::StatusOr<Json> ParseJsonObject(const std::string& text) {
+template <typename Json>
+absl::StatusOr<Json> Parse(const std::string& text) {
   std::vector<std::set<std::string>> keys;
   absl::Status problem;
-  const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
+  using Event = typename Json::parse_event_t;
+  const auto check = [&](int depth, Event event, Json& parsed) {
+    if (event == Event::object_start || event == Event::array_start) {
       if (depth >= kMaxDepth && problem.ok()) {
         problem =
             absl::DataLossError(absl::StrCat("expected at most ", kMaxDepth, " levels, got more"));
       }
     }
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key) {
-      const std::string& key = parsed.get_ref<const std::string&>();
+    if (event == Event::object_start) keys.emplace_back();
+    if (event == Event::object_end) keys.pop_back();
+    if (event == Event::key) {
+      const std::string& key = parsed.template get_ref<const std::string&>();
       if (!keys.back().insert(key).second && problem.ok()) {
         problem = absl::DataLossError(
             absl::StrCat("expected keys that differ, got ", Quoted(key), " twice"));
@@ -46,6 +44,16 @@ absl::StatusOr<Json> ParseJsonObject(const std::string& text) {
     return absl::DataLossError(absl::StrCat("expected an object, got ", object.type_name()));
   }
   return object;
+}
+
+}  // namespace
+
+absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text) {
+  return Parse<nlohmann::json>(text);
+}
+
+absl::StatusOr<nlohmann::ordered_json> ParseOrderedJsonObject(const std::string& text) {
+  return Parse<nlohmann::ordered_json>(text);
 }
 
 }  // namespace nibble

@@ -12,6 +12,8 @@ namespace nibble {
 // DataLoss for what is no JSON object, is nested more than 100 levels deep, or names a key twice,
 // where readers would differ. Python's Infinity and NaN become strings (io/python_json.h).
 absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text);
+// Its keys in the order of the text.
+absl::StatusOr<nlohmann::ordered_json> ParseOrderedJsonObject(const std::string& text);
 
 }  // namespace nibble
 

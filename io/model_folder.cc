@@ -325,8 +325,14 @@ absl::StatusOr<std::vector<std::string>> FindShards(const std::string& folder,
   }
   if (others) std::erase_if(all, [](const auto& name) { return name.starts_with("consolidated"); });
   if (all.empty()) {
-    return absl::NotFoundError(
-        absl::StrCat(Printable(folder), ": expected *.safetensors files, got none"));
+    const auto other =
+        std::ranges::find_if(files, [](const File& file) { return IsWeights(file.name); });
+    return absl::NotFoundError(absl::StrCat(
+        Printable(folder), ": expected *.safetensors files, got ",
+        other == files.end() ? "none"
+                             : absl::StrCat("weights as ", Printable(other->name),
+                                            ", a format that is not read; save the model as "
+                                            "safetensors first (transformers' save_pretrained)")));
   }
   return all;
 }
@@ -496,6 +502,12 @@ absl::StatusOr<ModelFolder> ModelFolder::Open(const std::string& path) {
   counted.insert(folder.other_files_.begin(), folder.other_files_.end());
   folder.fingerprint_ = FingerprintOf(files, folder.config_json_, folder.shards_, counted);
   return folder;
+}
+
+std::string AboutUnreadWeights(std::string_view file) {
+  return absl::StrCat(Printable(file),
+                      ": neither read nor copied: the model is taken from its safetensors, and "
+                      "these weights are not quantized; if something needs the file, copy it");
 }
 
 const FolderTensor* ModelFolder::Find(std::string_view name) const {

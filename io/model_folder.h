@@ -81,6 +81,9 @@ class ModelFolder {
   std::string fingerprint_;
 };
 
+// On a file of unread_weights(): that it stays behind, why, and what to do.
+std::string AboutUnreadWeights(std::string_view file);
+
 }  // namespace nibble
 
 #endif  // NIBBLE_IO_MODEL_FOLDER_H_

@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/fingerprint.h"
 #include "base/status.h"
 #include "io/atomic_file.h"
 #include "io/text_file.h"
@@ -29,6 +31,9 @@ namespace fs = std::filesystem;
 
 constexpr char kStateFolder[] = ".nibble";  // of the notes, in the partial folder
 constexpr char kIdentityNote[] = "run";
+// Of a finished folder: what it was made from, and a fingerprint of its files. No file of its own,
+// since the same result would then differ from one source's copy to the next.
+constexpr char kFinishedAttribute[] = "user.nibble.finished";
 constexpr size_t kMostNoteBytes = size_t{1} << 30;
 
 std::string StatePath(const std::string& folder) { return absl::StrCat(folder, "/", kStateFolder); }
@@ -60,11 +65,6 @@ bool IsEmptyFolder(const std::string& path) {
 bool LooksLikeAResult(const std::string& path) {
   const auto config = ReadTextFile(path + "/config.json", kMostNoteBytes);
   return config.ok() && config->find("\"quantization_config\"") != config->npos;
-}
-
-std::string WithoutSlash(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
 }
 
 absl::Status CheckPlace(const OutputFolderRequest& request, const std::string& out) {
@@ -137,11 +137,82 @@ absl::StatusOr<FileDescriptor> Lock(const std::string& folder) {
 
 std::string PartialOf(const std::string& out) { return out + ".partial"; }
 
+// Of all files of a result, by name, size and time.
+absl::StatusOr<std::string> FilesOf(const std::string& folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (auto it = fs::recursive_directory_iterator(folder, error);
+       !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
+    const std::string file = it->path().lexically_relative(folder).string();
+    if (file == kStateFolder) {
+      it.disable_recursion_pending();
+    } else if (!it->is_directory()) {
+      files.push_back(file);
+    }
+  }
+  if (error) return FileSystemError(folder, error, "list");
+  std::ranges::sort(files);
+  Fingerprint hash;
+  for (const std::string& file : files) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string stamp, FileStamp(absl::StrCat(folder, "/", file)));
+    hash.Add(file);
+    hash.Add(stamp);
+  }
+  return hash.Hex();
+}
+
+// Best effort: without it, nothing is lost but that a run can tell that there is nothing to do.
+absl::Status MarkAsFinished(const std::string& folder,
+                            const std::map<std::string, std::string>& identity) {
+  nlohmann::json mark;
+  for (const auto& [name, value] : identity) {
+    Fingerprint hash;
+    hash.Add(value);
+    mark["identity"][name] = hash.Hex();
+  }
+  NIBBLE_ASSIGN_OR_RETURN(mark["files"], FilesOf(folder));
+  const std::string text = mark.dump();
+  (void)setxattr(folder.c_str(), kFinishedAttribute, text.data(), text.size(), 0);
+  return absl::OkStatus();
+}
+
+// Whether the folder says that it is finished; a failure where it was made from something else, or
+// has changed since.
+absl::StatusOr<bool> IsFinished(const std::string& folder,
+                                const std::map<std::string, std::string>& identity) {
+  char text[4096];
+  const ssize_t size = getxattr(folder.c_str(), kFinishedAttribute, text, sizeof(text));
+  if (size <= 0) return false;
+  const nlohmann::json mark =
+      nlohmann::json::parse(text, text + size, nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json none = nlohmann::json::object();
+  const nlohmann::json& made_from =
+      mark.is_object() && mark.contains("identity") ? mark["identity"] : none;
+  for (const auto& [name, value] : identity) {
+    Fingerprint hash;
+    hash.Add(value);
+    if (made_from.value(name, "") == hash.Hex()) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("--resume: expected the ", name, " that ", folder,
+                     " was made from, got another; --overwrite replaces it"));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::string files, FilesOf(folder));
+  if (mark.is_object() && mark.value("files", "") == files) return true;
+  return absl::FailedPreconditionError(
+      absl::StrCat("--resume: expected the files of ", folder,
+                   " as they were when it was finished, got others; --overwrite replaces it"));
+}
+
 // A run before was killed after its result had its name.
 bool WasCompleted(const std::string& out) { return Exists(NotePath(out, kIdentityNote)); }
 bool IsPartial(const std::string& folder) { return IsFolder(StatePath(folder)); }
 
 }  // namespace
+
+std::string WithoutSlash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
 
 bool IsWithin(const std::string& path, const std::string& folder) {
   std::error_code error;
@@ -157,6 +228,10 @@ absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
   NIBBLE_RETURN_IF_ERROR(CheckPlace(request, out));
   const std::string partial = PartialOf(out);
   if (WasCompleted(out) && request.resume) return CheckIdentity(out, request);
+  if (request.resume && !request.overwrite && !Exists(partial) && IsFolder(out)) {
+    NIBBLE_ASSIGN_OR_RETURN(const bool finished, IsFinished(out, request.identity));
+    if (finished) return absl::OkStatus();
+  }
   if (IsFolder(out) && !IsEmptyFolder(out) && !request.overwrite) {
     return absl::InvalidArgumentError(
         absl::StrCat("--out: expected a folder that does not exist yet, got ", out,
@@ -177,10 +252,21 @@ absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
                    "--overwrite starts again"));
 }
 
+bool OutputFolder::HasPartial(const std::string& out) {
+  return Exists(PartialOf(WithoutSlash(out)));
+}
+
 absl::StatusOr<OutputFolder> OutputFolder::Open(const OutputFolderRequest& request) {
   NIBBLE_RETURN_IF_ERROR(Check(request));
   OutputFolder folder;
   folder.out_ = WithoutSlash(request.out);
+  folder.identity_ = request.identity;
+  if (request.resume && !request.overwrite && IsFolder(folder.out_) &&
+      !IsEmptyFolder(folder.out_) && !WasCompleted(folder.out_)) {
+    folder.complete_ = folder.finished_ = true;  // as Check found
+    folder.path_ = folder.out_;
+    return folder;
+  }
   if (request.resume && WasCompleted(folder.out_)) {
     folder.complete_ = true;
     folder.path_ = folder.out_;
@@ -223,6 +309,7 @@ absl::Status OutputFolder::WriteNote(const std::string& step, const std::string&
 }
 
 absl::Status OutputFolder::Finish() {
+  if (finished_) return absl::OkStatus();
   std::error_code error;
   const std::string partial = PartialOf(out_);
   if (!complete_) {
@@ -238,6 +325,7 @@ absl::Status OutputFolder::Finish() {
     }
     if (error) return FileSystemError(path_, error, "list");
     for (const std::string& path : leftovers) NIBBLE_RETURN_IF_ERROR(RemoveAll(path));
+    NIBBLE_RETURN_IF_ERROR(MarkAsFinished(path_, identity_));
     // An old result changes places with the new one, where the file system can do that.
     const bool replaces = IsFolder(out_) && !IsEmptyFolder(out_);
     if (replaces &&

@@ -29,8 +29,12 @@ class OutputFolder {
  public:
   // What can be said without writing: InvalidArgument where `out` is no place for a result, or
   // exists, or is partly there, and the request does not say what to do with it; FailedPrecondition
-  // where it is to be resumed but its identity is another, naming what differs.
+  // where it is to be resumed but its identity is another, naming what differs, or where it is
+  // finished but not as it was left.
   static absl::Status Check(const OutputFolderRequest& request);
+
+  // Whether a run left something to go on with, or another writes it.
+  static bool HasPartial(const std::string& out);
 
   // Checks, then makes the folder or takes up the one that is there. Unavailable while another
   // process writes it.
@@ -40,6 +44,9 @@ class OutputFolder {
 
   // Whether the run before was killed when all was done and named; only Finish is left.
   bool complete() const { return complete_; }
+  // Whether a run before did all there is to do, from the same identity: the files are those that
+  // it left. Told by an attribute of the folder; on a file system that has none, `out` is refused.
+  bool finished() const { return finished_; }
 
   absl::StatusOr<std::optional<std::string>> ReadNote(const std::string& step) const;
   absl::Status WriteNote(const std::string& step, const std::string& text) const;
@@ -54,10 +61,14 @@ class OutputFolder {
   OutputFolder() = default;
 
   std::string out_, path_;
-  bool complete_ = false;
+  std::map<std::string, std::string> identity_;
+  bool complete_ = false, finished_ = false;
   FileDescriptor lock_;  // held while the folder is written
   std::set<std::string> kept_;
 };
+
+// A path without slashes at its end, so that a suffix makes a sibling of it.
+std::string WithoutSlash(std::string path);
 
 // Whether `path` is `folder` or lies in it, wherever links lead; neither has to exist.
 bool IsWithin(const std::string& path, const std::string& folder);

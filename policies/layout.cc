@@ -317,6 +317,10 @@ void LayoutReader::ReadExperts3D(const ModelTensor& tensor, std::string_view lea
       return;
     }
   }
+  if (form == WeightForm::kExpertColumns && model_.model_type.starts_with("qwen3_vl_moe")) {
+    layout.reason = "experts of [inputs, outputs], which no loader of this model takes quantized";
+    return;
+  }
   layout.quantizable = Quantizability::kLinear;
   layout.form = form;
   layout.matrices = shape[0];

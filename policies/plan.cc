@@ -64,12 +64,16 @@ bool IsQuantizedAlready(const ModelTensor& tensor, const LayoutReader& layouts) 
     case DType::kI32:
     case DType::kU32:
       return tensor.shape.size() >= 2 &&
-             (name.ends_with(".weight_packed") || name.ends_with(".qweight") ||
-              has_sibling("_blocks", {"_scales"}) ||
+             (name.ends_with(".weight") || name.ends_with(".weight_packed") ||
+              name.ends_with(".qweight") || has_sibling("_blocks", {"_scales"}) ||
               has_sibling("", {"_scale", "_scale_inv", "_scale_2", ".absmax"}) ||
               has_sibling(".weight", {".scale", ".scales", ".SCB"}));
-    default:
-      return false;
+    default: {  // of a weight in full precision, to which a loader would apply it
+      constexpr std::string_view kScale = "_scale_inv";
+      if (!name.ends_with(kScale)) return false;
+      const ModelTensor* weight = layouts.Find(name.substr(0, name.size() - kScale.size()));
+      return weight != nullptr && DTypeBytes(weight->dtype) > 1;
+    }
   }
 }
 

@@ -16,14 +16,17 @@ std::string HexOf(const std::function<void(Fingerprint&)>& fill) {
   return hash.Hex();
 }
 
-TEST(FingerprintTest, IsFnv1a) {
-  EXPECT_EQ(Fingerprint().Hex(), "cbf29ce484222325");
-  // Eight zero bytes.
-  uint64_t expected = 0xcbf29ce484222325u;
-  for (int i = 0; i < 8; ++i) expected *= 0x100000001b3u;
-  Fingerprint hash;
-  hash.Add(uint64_t{0});
-  EXPECT_EQ(std::stoull(hash.Hex(), nullptr, 16), expected);
+TEST(FingerprintTest, EveryBitOfAPieceCounts) {
+  std::set<std::string> seen;
+  for (const size_t size : {1u, 7u, 8u, 9u, 16u, 23u}) {
+    std::string text(size, 'x');
+    EXPECT_TRUE(seen.insert(HexOf([&](Fingerprint& f) { f.Add(text); })).second);
+    for (size_t bit = 0; bit < 8 * size; ++bit) {
+      std::string other = text;
+      other[bit / 8] = static_cast<char>(other[bit / 8] ^ (1 << bit % 8));
+      EXPECT_TRUE(seen.insert(HexOf([&](Fingerprint& f) { f.Add(other); })).second) << bit;
+    }
+  }
 }
 
 TEST(FingerprintTest, TellsListsOfPiecesApart) {

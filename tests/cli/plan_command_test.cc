@@ -65,7 +65,7 @@ TEST_F(PlanCommandTest, PrintsATable) {
   for (const char* piece :
        {"model.layers.0-2.self_attn.q_proj.weight", "nvfp4, mse with fp8_scale_sweep",
         "sharing one global scale", "21 of 30 tensors quantized", "assumes",
-        "neither read nor copied: pytorch_model.bin"}) {
+        "pytorch_model.bin: neither read nor copied: the model is taken from its safetensors"}) {
     EXPECT_THAT(result.out, HasSubstr(piece));
   }
   EXPECT_EQ(folder_.Names(), before);

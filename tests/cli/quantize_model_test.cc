@@ -1,10 +1,12 @@
 // `nibble quantize` as a person runs it: words, exit codes, and kills.
 #include <signal.h>
+#include <sys/xattr.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <random>
 #include <sstream>
@@ -124,6 +126,39 @@ TEST_F(QuantizeCommandTest, AFullDiskIsOneLineAndCanBeResumed) {
   EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
 }
 
+// Too small from the start: nothing is left that a second run would have to be told about.
+TEST_F(QuantizeCommandTest, NoRoomAtAllLeavesNothing) {
+  ModelOnPaper model = LlamaModel();
+  WriteModelFolder(folder_.path("model"), model);
+  // A file of 2^50 bytes that takes none: it would have to be copied.
+  std::ofstream(folder_.path("model/huge.txt")).close();
+  std::error_code error;
+  fs::resize_file(folder_.path("model/huge.txt"), uintmax_t{1} << 43, error);
+  if (error) GTEST_SKIP() << "no sparse files of this size: " << error.message();
+  const ProcessResult result = Run({"--quiet"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("expected room for"));
+  EXPECT_FALSE(fs::exists(folder_.path("out.partial")));
+}
+
+TEST_F(QuantizeCommandTest, ResumingWhatIsFinishedSaysSoAndTouchesNothing) {
+  WriteModelFolder(folder_.path("model"), LlamaModel());
+  ASSERT_EQ(Run({"--quiet"}).exit_code, 0);
+  if (getxattr(folder_.path("out").c_str(), "user.nibble.finished", nullptr, 0) < 0) {
+    GTEST_SKIP() << "no attributes on this file system";
+  }
+  const auto before = FilesOf(folder_.path("out"));
+  const auto time = fs::last_write_time(folder_.path("out/model.safetensors"));
+  const ProcessResult again = Run({"--resume"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_THAT(again.out + again.err, HasSubstr("complete already"));
+  EXPECT_THAT(DifferentFiles(before, FilesOf(folder_.path("out"))), IsEmpty());
+  EXPECT_EQ(fs::last_write_time(folder_.path("out/model.safetensors")), time);
+  const ProcessResult other = Run({"--resume", "--set", "weights.algorithm=max"});
+  EXPECT_EQ(other.exit_code, 3) << other.err;
+  EXPECT_THAT(other.err, HasSubstr("expected the recipe that"));
+}
+
 // Killed at twenty points of its life; each time the next run goes on.
 TEST_F(QuantizeCommandTest, SurvivesKills) {
   ModelSize size;
@@ -154,7 +189,7 @@ TEST_F(QuantizeCommandTest, SurvivesKills) {
     }
     // Whatever has the final name is complete.
     if (fs::exists(folder_.path("out"))) {
-      // 2 where even its notes are gone.
+      // 2 where even its notes are gone and the file system has no attributes to say so.
       EXPECT_THAT(Run(more).exit_code, AnyOf(0, 2));
       EXPECT_THAT(DifferentFiles(straight, FilesOf(folder_.path("out"))), IsEmpty());
       fs::remove_all(folder_.path("out"));

@@ -392,7 +392,7 @@ TEST(ConfigFilesOfTest, Errors) {
   const Plan plan = PlanOnPaper(model);
   for (const char* text : {"", "[]", "{\"a\": }", "{\"a\": \"\xFF\"}", "7"}) {
     EXPECT_TRUE(IsError(ConfigFilesOf(plan, RecipeFor(kModelopt), text),
-                        absl::StatusCode::kDataLoss, "expected a JSON object"))
+                        absl::StatusCode::kDataLoss, "config.json: expected "))
         << text;
   }
   std::string deep;

@@ -234,6 +234,8 @@ TEST_F(ModelFolderTest, RefusesWhatIsNoFolder) {
 
 TEST_F(ModelFolderTest, RefusesAFolderWithoutItsParts) {
   ExpectError(kNotFound, "expected *.safetensors files, got none");
+  PutFile(path("pytorch_model.bin"), "");
+  ExpectError(kNotFound, "got weights as pytorch_model.bin, a format that is not read; save");
   PutShard("model.safetensors", {"a"});
   fs::remove(path("config.json"));
   ExpectError(kNotFound, "expected a model folder with config.json, got none");

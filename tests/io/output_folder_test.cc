@@ -1,5 +1,7 @@
 #include "io/output_folder.h"
 
+#include <sys/xattr.h>
+
 #include <filesystem>
 #include <string>
 
@@ -135,6 +137,41 @@ TEST_F(OutputFolderTest, FinishesAfterAKillBetweenNamingAndCleaning) {
   EXPECT_THAT(folder_.Names(), ElementsAre("model", "out"));
   EXPECT_EQ(FileBytes(folder_.path("out/shard")), "bytes");
   EXPECT_FALSE(fs::exists(folder_.path("out/.nibble")));
+}
+
+TEST_F(OutputFolderTest, AFinishedResultIsLeftAlone) {
+  {
+    auto out = OutputFolder::Open(Request());
+    ASSERT_TRUE(out.ok()) << out.status();
+    Finish(*out);
+  }
+  const std::string path = folder_.path("out");
+  if (getxattr(path.c_str(), "user.nibble.finished", nullptr, 0) < 0) {
+    GTEST_SKIP() << "no attributes on this file system";
+  }
+  const auto time = fs::last_write_time(path);
+  auto again = OutputFolder::Open(Request(/*resume=*/true));
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->finished());
+  EXPECT_TRUE(again->Finish().ok());
+  EXPECT_EQ(fs::last_write_time(path), time);
+  EXPECT_THAT(folder_.Names(), ElementsAre("model", "out"));
+  // Without --resume it is in the way, as ever.
+  EXPECT_TRUE(IsError(OutputFolder::Open(Request()), absl::StatusCode::kInvalidArgument,
+                      "--overwrite replaces it"));
+  OutputFolderRequest other = Request(/*resume=*/true);
+  other.identity["source"] = "another";
+  EXPECT_TRUE(IsError(OutputFolder::Open(other), absl::StatusCode::kFailedPrecondition,
+                      "expected the source that"));
+  PutFile(path + "/config.json", "edited");
+  EXPECT_TRUE(IsError(OutputFolder::Open(Request(true)), absl::StatusCode::kFailedPrecondition,
+                      "as they were when it was finished"));
+  // One that nobody marked is refused, too.
+  fs::remove_all(path);
+  fs::create_directory(path);
+  PutFile(path + "/config.json", kOld);
+  EXPECT_TRUE(IsError(OutputFolder::Open(Request(true)), absl::StatusCode::kInvalidArgument,
+                      "--overwrite replaces it"));
 }
 
 TEST_F(OutputFolderTest, OneRunAtATime) {

@@ -26,6 +26,7 @@ using ::nibble::testing::ModelMaker;
 using ::nibble::testing::Qwen3MoeModel;
 using ::nibble::testing::RecipeKeeping;
 using ::nibble::testing::Rule;
+using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -209,7 +210,7 @@ TEST(PlanTest, ExpertsInOneTensor) {
 }
 
 TEST(PlanTest, OtherColumnsOfExpertsAreSaidToBeUnusual) {
-  ModelMaker maker("qwen3_vl_moe", 1, 64);
+  ModelMaker maker("unheard_of", 1, 64);
   maker.Add("layers.0.mlp.experts.gate_up_proj", {4, 64, 96});
   maker.Add("layers.0.mlp.experts.down_proj", {4, 48, 64});
   const Plan plan = PlanOf(DefaultRecipe(), maker.Make());
@@ -217,6 +218,17 @@ TEST(PlanTest, OtherColumnsOfExpertsAreSaidToBeUnusual) {
               ElementsAre(HasSubstr("experts.down_proj: experts of [inputs, outputs]"),
                           HasSubstr("experts.gate_up_proj: experts of [inputs,")));
   EXPECT_EQ(Quantized(plan).size(), 2u);
+}
+
+TEST(PlanTest, ColumnsOfExpertsThatNoLoaderTakesAreKept) {
+  ModelMaker maker("qwen3_vl_moe", 1, 64);
+  maker.Add("layers.0.mlp.experts.gate_up_proj", {4, 64, 96});
+  maker.Add("layers.0.mlp.experts.down_proj", {4, 48, 64});
+  maker.Add("layers.0.self_attn.o_proj.weight", {64, 64});
+  const Plan plan = PlanOf(DefaultRecipe(), maker.Make());
+  EXPECT_THAT(plan.warnings, Each(HasSubstr("which no loader of this model takes quantized")));
+  EXPECT_EQ(plan.warnings.size(), 2u);
+  EXPECT_THAT(Quantized(plan), ElementsAre("layers.0.self_attn.o_proj.weight"));
 }
 
 // --- Rules --------------------------------------------------------------------------------------
@@ -508,6 +520,21 @@ TEST(PlanTest, RefusesWhatIsQuantizedAlready) {
     EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*mlp*"}), model), absl::StatusCode::kUnimplemented,
                         "1 tensor that is quantized already"));
   }
+}
+
+TEST(PlanTest, RefusesWhatOnlyLooksQuantized) {
+  const std::string up = "layers.0.mlp.up_proj";
+  const Model integers = ModelMaker("", 1, 64)
+                             .Add("layers.0.self_attn.o_proj.weight", {64, 64})
+                             .Add(up + ".weight", {64, 32}, DType::kU8)
+                             .Make();
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({}), integers), absl::StatusCode::kUnimplemented, up));
+  const Model scaled = ModelMaker("", 1, 64)
+                           .Add(up + ".weight", {64, 64})
+                           .Add(up + ".weight_scale_inv", {1, 1}, DType::kF32)
+                           .Make();
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({}), scaled), absl::StatusCode::kUnimplemented,
+                      up + ".weight_scale_inv"));
 }
 
 TEST(PlanTest, NamesWrittenTwiceAreRefused) {

@@ -26,46 +26,8 @@ from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import Mod
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.utils.match import match_name
-from safetensors.torch import load_file
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
-def values(codes, scale, multiplier):
-    """fp32 [N, K] of packed [N, K/2], E4M3 [N, K/16] and the multiplier."""
-    both = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2).long()
-    steps = scale.float().repeat_interleave(16, dim=-1)
-    return E2M1[both] * steps * multiplier
-
-
-def load(folder):
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
-
-
-def expected_values(tensors, modelopt):
-    """Of each matrix, by its module's name; stacks [E, K, N] become [E, N, K]."""
-    result = {}
-    for name, scale in tensors.items():
-        if modelopt and name.endswith("_weight_scale"):
-            module = name.removesuffix("_weight_scale")
-            outer = tensors[module + "_weight_scale_2"]
-            result[module] = values(tensors[module].mT.contiguous(), scale.mT.contiguous(), outer)
-        elif name.endswith(".weight_scale"):
-            module = name.removesuffix(".weight_scale")
-            codes = tensors[module + (".weight" if modelopt else ".weight_packed")]
-            outer = tensors[module + (".weight_scale_2" if modelopt else ".weight_global_scale")]
-            result[module] = values(codes, scale, outer if modelopt else 1 / outer)
-    return result
-
-
-def difference(a, b):
-    """Relative to the largest value; infinite where shapes differ."""
-    if a.shape != b.shape:
-        return float("inf")
-    return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-30))
+from exported import difference, expected_values, load
 
 
 def check_compressor(tensors, config, expected, problems, modelopt):

@@ -168,8 +168,15 @@ class Comparison:
         container = name.removesuffix(".routed_experts")
         if container + ".down_proj" in self.quantized:
             return self.check_stacks(container, layer)
-        gate, up, down = next((n for n in EXPERT_NAMES if f"{container}.0.{n[0]}" in self.quantized),
-                              EXPERT_NAMES[0])
+        if container + ".down_proj" in self.kept:
+            for own, projection in (("w13", "gate_up_proj"), ("w2", "down_proj")):
+                name, parameter = f"{container}.{projection}", getattr(layer, own + "_weight")
+                self.claimed.add(name)
+                if not any(same(parameter, t) for t in (self.kept[name], self.kept[name].mT)):
+                    self.problems.append(f"{container}: {own}_weight is not {name}")
+            return
+        gate, up, down = next(n for n in EXPERT_NAMES
+                              if any(t.startswith(f"{container}.0.{n[0]}.") for t in self.tensors))
         in_model = hasattr(layer, "w13_weight_scale")
         if (f"{container}.0.{gate}" in self.quantized) != in_model:
             self.problems.append(f"{name}: quantized in vLLM: {in_model}, in the folder not so")

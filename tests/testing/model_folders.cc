@@ -276,6 +276,7 @@ ModelOnPaper DeepseekModel(const ModelSize& s) {
   model.config["q_lora_rank"] = q_rank;
   model.config["kv_lora_rank"] = kv_rank;
   model.config["qk_rope_head_dim"] = kRope;
+  model.config["head_dim"] = kRope;
   model.config["qk_nope_head_dim"] = kNope;
   model.config["v_head_dim"] = kV;
   model.config["num_key_value_heads"] = s.heads;
