@@ -288,8 +288,8 @@ class CudaOps final : public LayerOps {
   absl::Status FinishStates() override {
     NIBBLE_RETURN_IF_ERROR(device_->Use());
     // The older one first: of two failures the first is told.
-    absl::Status status = Finish(out_[1 - next_out_]);
-    status.Update(Finish(out_[next_out_]));
+    absl::Status status = Finish(out_[next_out_]);
+    status.Update(Finish(out_[1 - next_out_]));
     return status;
   }
 
