@@ -2,7 +2,7 @@
 // alone:
 //
 //   prefill_bench [--shape qwen3-8b] [--dtype fp32 bf16] [--tokens 2048] [--sequence 2048]
-//                 [--threads 0] [--rounds 3] [--backend cpu] [--batches 1]
+//                 [--threads 0] [--rounds 3] [--backend cpu] [--batches 0]
 //
 // Figures are medians over rounds; each round times all that is compared, one after another.
 //
@@ -11,10 +11,12 @@
 // memory, checks them, and does all that a layer does. Observed means with a hook that keeps amax,
 // histogram and Hessians of every input.
 //
+// With --batches B, also: the time of a batch of `tokens` tokens among B of them, weights being
+// there: from the layer's first linear input to its last hidden states, a B-th of it. That is
+// hidden states from host memory to host memory.
+//
 // On a GPU (--backend cuda:0) the products alone are cuBLASLt's, bf16 or fp32 with float32 results,
-// and beside them is one square product of 8192. RunLayer's time is given for one batch, weights
-// and all; a layer's is what each of --batches more batches of `tokens` tokens adds to it: hidden
-// states from host memory to host memory with weights that are there already.
+// and beside them is one square product of 8192.
 #include <cblas.h>
 
 #include <algorithm>
@@ -171,6 +173,30 @@ struct Options {
   int threads = 0, rounds = 3;
 };
 
+// Sees when a layer's weights are there, and hands on to those who observe.
+class FirstInput final : public LinearHook {
+ public:
+  explicit FirstInput(InputObserver* observer, bool device)
+      : observer_(observer), device_(device) {}
+  bool ReadsDeviceMemory() const override { return device_; }
+  absl::Status Observe(const LinearInput& input) override {
+    if (!seen_) seen_ = std::chrono::steady_clock::now();
+    return observer_ == nullptr ? absl::OkStatus() : observer_->Observe(input);
+  }
+  double SecondsSince() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - *seen_).count();
+  }
+
+ private:
+  InputObserver* observer_;
+  const bool device_;
+  std::optional<std::chrono::steady_clock::time_point> seen_;
+};
+
+struct LayerTimes {
+  double all = 0, copying_weights = 0, after_weights = 0;  // seconds
+};
+
 class Bench {
  public:
   explicit Bench(const Options& options)
@@ -195,8 +221,7 @@ class Bench {
                                         .cuda_device = backend_->cuda_device()})
                              .value();
     const TokenSet one = TokensOf(config_, options_.tokens, options_.sequence, 1);
-    const TokenSet more =
-        TokensOf(config_, options_.tokens, options_.sequence, 1 + options_.batches);
+    const TokenSet more = TokensOf(config_, options_.tokens, options_.sequence, options_.batches);
     std::vector<double> bare, square, layer, observed, copying, batch, observed_batch;
     double flops = 0;
     constexpr double kSquare = 8192;
@@ -206,13 +231,14 @@ class Bench {
       if (gpu) {
         square.push_back(GpuProductSeconds(*backend_->cuda_device(), dtype, {{8192, 8192, 8192}}));
       }
-      layer.push_back(LayerSeconds(*decoder, one, false));
-      copying.push_back(reading_);
-      observed.push_back(LayerSeconds(*decoder, one, true));
+      const LayerTimes plain = RunLayer(*decoder, one, false);
+      layer.push_back(plain.all);
+      copying.push_back(plain.copying_weights);
+      observed.push_back(RunLayer(*decoder, one, true).all);
       if (options_.batches == 0) continue;
       const double n = static_cast<double>(options_.batches);
-      batch.push_back((LayerSeconds(*decoder, more, false) - layer.back()) / n);
-      observed_batch.push_back((LayerSeconds(*decoder, more, true) - observed.back()) / n);
+      batch.push_back(RunLayer(*decoder, more, false).after_weights / n);
+      observed_batch.push_back(RunLayer(*decoder, more, true).after_weights / n);
     }
     const double bare_s = MedianOf(bare), layer_s = MedianOf(layer);
     std::printf(
@@ -227,11 +253,10 @@ class Bench {
         bare_s / layer_s);
     if (options_.batches == 0) return;
     const double batch_s = MedianOf(batch);
-    std::printf(
-        "  each of %lld more batches: %.3f ms, %.0f tokens/s; observed %.3f ms (%+.1f %%)\n",
-        static_cast<long long>(options_.batches), batch_s * 1e3,
-        static_cast<double>(options_.tokens) / batch_s, MedianOf(observed_batch) * 1e3,
-        100 * (MedianOf(observed_batch) / batch_s - 1));
+    std::printf("  a batch among %lld: %.3f ms, %.0f tokens/s; observed %.3f ms (%+.1f %%)\n",
+                static_cast<long long>(options_.batches), batch_s * 1e3,
+                static_cast<double>(options_.tokens) / batch_s, MedianOf(observed_batch) * 1e3,
+                100 * (MedianOf(observed_batch) / batch_s - 1));
     if (!gpu) return;
     const double rate = 2 * kSquare * kSquare * kSquare / MedianOf(square);
     std::printf(
@@ -253,21 +278,25 @@ class Bench {
     return GpuProductSeconds(*backend_->cuda_device(), dtype, shapes);
   }
 
-  double LayerSeconds(Decoder& decoder, const TokenSet& set, bool observe) {
+  LayerTimes RunLayer(Decoder& decoder, const TokenSet& set, bool observe) {
     HiddenStates hidden = decoder.Embed(set).value();
     std::optional<InputObserver> observer;
     if (observe) observer.emplace(observed_, *backend_);
+    FirstInput hook(observe ? &*observer : nullptr, backend_->cuda_device().has_value());
     reading_ = 0;
     absl::Status status;
-    const double seconds = SecondsOf([&] {
-      status = decoder.RunLayer(hidden, observe ? &*observer : nullptr);
+    LayerTimes times;
+    times.all = SecondsOf([&] {
+      status = decoder.RunLayer(hidden, &hook);
       if (observe) status.Update(observer->States().status());
+      times.after_weights = hook.SecondsSince();
     });
+    times.copying_weights = reading_;
     if (!status.ok()) {
       std::fprintf(stderr, "prefill_bench: %s\n", std::string(status.message()).c_str());
       std::exit(1);
     }
-    return seconds;
+    return times;
   }
 
   const Options options_;

@@ -48,10 +48,13 @@ class CudaBackend final : public Backend {
 
   absl::StatusOr<std::unique_ptr<InputSums>> MakeInputSums(int64_t channels, bool hessians,
                                                            void* stream) override {
+    // Gone with the last sums, before their stream is.
+    std::shared_ptr<InputScratch> scratch = input_scratch_.lock();
+    if (scratch == nullptr) input_scratch_ = scratch = std::make_shared<InputScratch>();
     return MakeCudaInputSums(device_, channels, hessians,
                              configs_[static_cast<size_t>(CudaOp::kObserve)],
                              configs_[static_cast<size_t>(CudaOp::kAccumulateHessian)],
-                             static_cast<cudaStream_t>(stream));
+                             std::move(scratch), static_cast<cudaStream_t>(stream));
   }
 
  private:
@@ -541,6 +544,7 @@ class CudaBackend final : public Backend {
   const cudaStream_t stream_;
   const std::string name_;
   const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
+  std::weak_ptr<InputScratch> input_scratch_;
 };
 
 }  // namespace

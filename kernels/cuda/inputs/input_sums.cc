@@ -16,19 +16,20 @@ namespace {
 class CudaInputSums final : public InputSums {
  public:
   CudaInputSums(int device, int64_t channels, bool hessians, const ConfigPicks& observe,
-                const ConfigPicks& accumulate, cudaStream_t stream)
+                const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch,
+                cudaStream_t stream)
       : device_(device),
         channels_(channels),
         entries_(hessians ? channels / kBlockSize * kHessianEntries : 0),
         observe_(observe),
         accumulate_(accumulate),
+        scratch_(std::move(scratch)),
         stream_(stream) {}
 
   absl::Status Prepare() {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
     NIBBLE_RETURN_IF_ERROR(Zeros(1, totals_));
     NIBBLE_RETURN_IF_ERROR(Zeros(1, non_finite_));
-    NIBBLE_RETURN_IF_ERROR(Zeros(1, scratch_));
     if (entries_ == 0) return absl::OkStatus();
     NIBBLE_RETURN_IF_ERROR(Zeros(entries_ * kWindowDigits, digits_));
     return Zeros(entries_, top_);
@@ -38,15 +39,21 @@ class CudaInputSums final : public InputSums {
     if (x.rows == 0) return absl::OkStatus();
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
     const int64_t blocks = x.size() / kBlockSize;
-    NIBBLE_ASSIGN_OR_RETURN(const auto block_amax, DeviceBuffer<float>::Make(blocks, stream_));
+    // Of Hessians an integer and the workspace, beside the maxima of the blocks.
+    const int64_t amax_bytes = (4 * blocks + 255) / 256 * 256;
+    const int64_t workspace_bytes =
+        entries_ == 0 ? 0 : 256 + 4 * HessianUnitsWorkspace(x.rows, x.cols);
+    NIBBLE_ASSIGN_OR_RETURN(char* const room,
+                            scratch_->Room(amax_bytes + workspace_bytes, stream_));
+    float* const block_amax = reinterpret_cast<float*>(room);
     const ObserveArgs observe = {.x = x.data,
                                  .rows = x.rows,
                                  .cols = x.cols,
-                                 .block_amax = block_amax.get(),
+                                 .block_amax = block_amax,
                                  .non_finite = non_finite_->get()};
     NIBBLE_CUDA_RETURN_IF_ERROR(
         LaunchObserve(x.dtype, observe, observe_(x.dtype, blocks), stream_));
-    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCountBlocks({.block_amax = block_amax.get(),
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCountBlocks({.block_amax = block_amax,
                                                    .blocks = blocks,
                                                    .non_finite = non_finite_->get(),
                                                    .totals = totals_->get()},
@@ -57,14 +64,11 @@ class CudaInputSums final : public InputSums {
     if (units > kWindowMaxTerms - units_) {
       return absl::ResourceExhaustedError("tokens: expected at most 2^30 units, got more");
     }
-    NIBBLE_ASSIGN_OR_RETURN(
-        const auto workspace,
-        DeviceBuffer<float>::Make(HessianUnitsWorkspace(x.rows, x.cols), stream_));
     const HessianUnitsArgs args = {.x = x.data,
                                    .tokens = x.rows,
                                    .channels = x.cols,
-                                   .workspace = workspace.get(),
-                                   .scratch = scratch_->get(),
+                                   .workspace = reinterpret_cast<float*>(room + amax_bytes + 256),
+                                   .scratch = reinterpret_cast<int64_t*>(room + amax_bytes),
                                    .digits = digits_->get(),
                                    .top = top_->get(),
                                    .totals = totals_->get()};
@@ -116,21 +120,30 @@ class CudaInputSums final : public InputSums {
   const int device_;
   const int64_t channels_, entries_;
   const ConfigPicks &observe_, &accumulate_;
+  const std::shared_ptr<InputScratch> scratch_;
   const cudaStream_t stream_;
   int64_t tokens_ = 0, units_ = 0;
   std::optional<DeviceBuffer<InputTotals>> totals_;
   std::optional<DeviceBuffer<NonFiniteCounts>> non_finite_;
-  std::optional<DeviceBuffer<int64_t>> scratch_, digits_;
+  std::optional<DeviceBuffer<int64_t>> digits_;
   std::optional<DeviceBuffer<uint8_t>> top_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(int device, int64_t channels,
-                                                             bool hessians,
-                                                             const ConfigPicks& observe,
-                                                             const ConfigPicks& accumulate,
-                                                             cudaStream_t stream) {
+absl::StatusOr<char*> InputScratch::Room(int64_t bytes, cudaStream_t stream) {
+  if (!memory_ || memory_->count() < bytes || stream_ != stream) {
+    memory_.reset();
+    NIBBLE_ASSIGN_OR_RETURN(auto made, DeviceBuffer<char>::Make(bytes, stream));
+    memory_.emplace(std::move(made));
+    stream_ = stream;
+  }
+  return memory_->get();
+}
+
+absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(
+    int device, int64_t channels, bool hessians, const ConfigPicks& observe,
+    const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch, cudaStream_t stream) {
   if (channels <= 0 || channels % kBlockSize != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("shape: expected a positive multiple of 16 columns, got ", channels));
@@ -140,8 +153,8 @@ absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(int device, int64_t
                                                  kMaxHessianUnitChannels,
                                                  " channels on a GPU, got ", channels));
   }
-  auto sums =
-      std::make_unique<CudaInputSums>(device, channels, hessians, observe, accumulate, stream);
+  auto sums = std::make_unique<CudaInputSums>(device, channels, hessians, observe, accumulate,
+                                              std::move(scratch), stream);
   NIBBLE_RETURN_IF_ERROR(sums->Prepare());
   return sums;
 }

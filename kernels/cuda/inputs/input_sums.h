@@ -5,20 +5,33 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
+#include "kernels/cuda/device_buffer.h"
 #include "kernels/input_sums.h"
 #include "kernels/tuning/tunable_op.h"
 
 namespace nibble {
 
+// Memory that sums of one stream use one after another. Allocating it for each input would make the
+// driver map it anew after each synchronisation: a third of what observing costs.
+class InputScratch {
+ public:
+  // Until the next call; bytes that nothing else is done with but in the order of `stream`.
+  absl::StatusOr<char*> Room(int64_t bytes, cudaStream_t stream);
+
+ private:
+  std::optional<DeviceBuffer<char>> memory_;
+  cudaStream_t stream_ = nullptr;
+};
+
 // For inputs in the memory of the device, which is made the current one. The picks and the stream
-// outlive the result. Unimplemented for more than kMaxHessianUnitChannels channels.
-absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(int device, int64_t channels,
-                                                             bool hessians,
-                                                             const ConfigPicks& observe,
-                                                             const ConfigPicks& accumulate,
-                                                             cudaStream_t stream);
+// outlive the result. FailedPrecondition for channels that are no positive multiple of 16,
+// Unimplemented for more than kMaxHessianUnitChannels.
+absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(
+    int device, int64_t channels, bool hessians, const ConfigPicks& observe,
+    const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch, cudaStream_t stream);
 
 }  // namespace nibble
 
