@@ -551,6 +551,13 @@ class CudaBackend final : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, const TuningStore& tuning) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string name, UseCudaDevice(device));
+  // Without this the driver takes back all free memory at each synchronisation, and has to map it
+  // anew.
+  cudaMemPool_t pool;
+  uint64_t kept_bytes = uint64_t{256} << 20;
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaDeviceGetDefaultMemPool(&pool, device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(
+      cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept_bytes));
   cudaStream_t stream;
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return std::make_unique<CudaBackend>(device, stream,

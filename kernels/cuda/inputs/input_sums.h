@@ -14,8 +14,8 @@
 
 namespace nibble {
 
-// Memory that sums of one stream use one after another. Allocating it for each input would make the
-// driver map it anew after each synchronisation: a third of what observing costs.
+// Memory that sums of one stream use one after another: more than the driver keeps for allocations
+// that come and go (see MakeCudaBackend).
 class InputScratch {
  public:
   // Until the next call; bytes that nothing else is done with but in the order of `stream`.
