@@ -1,25 +1,42 @@
 // How fast the forward runner goes through a layer, against the matrix products of that layer
 // alone:
 //
-//   prefill_bench [--shape qwen3-8b] [--tokens 2048] [--sequence 2048] [--threads 0] [--rounds 3]
+//   prefill_bench [--shape qwen3-8b] [--dtype fp32 bf16] [--tokens 2048] [--sequence 2048]
+//                 [--threads 0] [--rounds 3] [--backend cpu] [--batches 0]
+//
+// Figures are medians over rounds; each round times all that is compared, one after another.
 //
 // The products alone are OpenBLAS's, on float32 weights that are there already and on all threads.
-// The layer's time is that of Decoder::RunLayer without hooks: it reads bf16 weights from memory,
-// checks them, and does all that a layer does.
+// The layer's time is that of Decoder::RunLayer over `tokens` tokens: it reads bf16 weights from
+// memory, checks them, and does all that a layer does. Observed means with a hook that keeps amax,
+// histogram and Hessians of every input.
+//
+// With --batches B, also: the time of a batch of `tokens` tokens among B of them, weights being
+// there: from the layer's first linear input to its last hidden states, a B-th of it. That is
+// hidden states from host memory to host memory.
+//
+// On a GPU (--backend cuda:0) the products alone are cuBLASLt's, bf16 or fp32 with float32 results,
+// and beside them is one square product of 8192.
 #include <cblas.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "bench/gpu_products.h"
+#include "engine/input_observer.h"
+#include "kernels/backend.h"
 #include "model/decoder.h"
 
 namespace nibble {
@@ -101,17 +118,24 @@ double SecondsOf(const Body& body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+double MedianOf(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Of module: the tokens that it sees, experts an even share.
+int64_t RowsOf(const DecoderConfig& config, const LinearModule& module, int64_t tokens) {
+  return module.expert < 0 ? tokens : tokens * config.experts_per_token / config.experts;
+}
+
 // All products of the layer, routed experts with their even share of the tokens. `flops` counts.
 double BareSeconds(const DecoderConfig& config, int64_t tokens, int threads, double& flops) {
   const std::vector<LinearModule> modules = LinearModules(config, 0);
   int64_t most_x = 0, most_w = 0, most_y = 0;
-  const auto rows_of = [&](const LinearModule& module) {
-    return module.expert < 0 ? tokens : tokens * config.experts_per_token / config.experts;
-  };
   for (const LinearModule& module : modules) {
-    most_x = std::max(most_x, rows_of(module) * module.cols);
+    most_x = std::max(most_x, RowsOf(config, module, tokens) * module.cols);
     most_w = std::max(most_w, module.rows * module.cols);
-    most_y = std::max(most_y, rows_of(module) * module.rows);
+    most_y = std::max(most_y, RowsOf(config, module, tokens) * module.rows);
   }
   const std::vector<float> x(most_x, 0.5f), w(most_w, 0.25f);
   std::vector<float> y(most_y);
@@ -119,7 +143,7 @@ double BareSeconds(const DecoderConfig& config, int64_t tokens, int threads, dou
   openblas_set_num_threads(threads);
   const double seconds = SecondsOf([&] {
     for (const LinearModule& module : modules) {
-      const int64_t rows = rows_of(module);
+      const int64_t rows = RowsOf(config, module, tokens);
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, module.rows, module.cols, 1.0f,
                   x.data(), module.cols, w.data(), module.cols, 0.0f, y.data(), module.rows);
       flops += 2.0 * rows * module.rows * module.cols;
@@ -129,60 +153,184 @@ double BareSeconds(const DecoderConfig& config, int64_t tokens, int threads, dou
   return seconds;
 }
 
-int Main(int argc, char** argv) {
-  std::string shape = "qwen3-8b";
-  int64_t tokens = 2048, sequence = 2048;
-  int threads = 0, rounds = 3;
-  CLI::App app("The forward runner against its matrix products");
-  app.add_option("--shape", shape)
-      ->check(CLI::IsMember({"qwen3-8b", "qwen3-0.6b", "qwen3-30b-a3b"}));
-  app.add_option("--tokens", tokens)->check(CLI::Range(1, 1 << 20));
-  app.add_option("--sequence", sequence)->check(CLI::Range(1, 1 << 20));
-  app.add_option("--threads", threads)->check(CLI::Range(0, 1024));
-  app.add_option("--rounds", rounds)->check(CLI::Range(1, 100));
-  CLI11_PARSE(app, argc, argv);
-  if (threads == 0) threads = static_cast<int>(std::thread::hardware_concurrency());
-
-  const DecoderConfig config = ShapeOf(shape);
-  const std::map<std::string, HostTensor> weights = WeightsOf(config);
-  double reading = 0;  // seconds of a layer's time that making copies of its weights takes
-  const WeightSource source = [&](const std::string& name) -> absl::StatusOr<HostTensor> {
-    HostTensor tensor;
-    reading += SecondsOf([&] { tensor = weights.at(name); });
-    return tensor;
-  };
+TokenSet TokensOf(const DecoderConfig& config, int64_t tokens, int64_t sequence, int64_t batches) {
   TokenSet set;
-  for (int64_t i = 0; i < tokens; ++i) {
+  for (int64_t i = 0; i < tokens * batches; ++i) {
     set.ids.push_back(static_cast<uint32_t>(i * 7919 % config.vocabulary));
   }
-  for (int64_t left = tokens; left > 0; left -= sequence) {
-    set.lengths.push_back(std::min(left, sequence));
-  }
-  for (const DType dtype : {DType::kF32, DType::kBf16}) {
-    const auto decoder =
-        Decoder::Make(config, source, {.threads = threads, .dtype = dtype}).value();
-    double bare = 1e30, layer = 1e30, flops = 0, reading_of_best = 0;
-    for (int round = 0; round < rounds; ++round) {
-      bare = std::min(bare, BareSeconds(config, tokens, threads, flops));
-      HiddenStates hidden = decoder->Embed(set).value();
-      absl::Status status;
-      reading = 0;
-      const double seconds = SecondsOf([&] { status = decoder->RunLayer(hidden); });
-      if (seconds < layer) {
-        layer = seconds;
-        reading_of_best = reading;
-      }
-      if (!status.ok()) {
-        std::fprintf(stderr, "prefill_bench: %s\n", std::string(status.message()).c_str());
-        return 1;
-      }
+  for (int64_t batch = 0; batch < batches; ++batch) {
+    for (int64_t left = tokens; left > 0; left -= sequence) {
+      set.lengths.push_back(std::min(left, sequence));
     }
+  }
+  return set;
+}
+
+struct Options {
+  std::string shape = "qwen3-8b", backend = "cpu";
+  std::vector<std::string> dtypes = {"fp32", "bf16"};
+  int64_t tokens = 2048, sequence = 2048, batches = 0;
+  int threads = 0, rounds = 3;
+};
+
+// Sees when a layer's weights are there, and hands on to those who observe.
+class FirstInput final : public LinearHook {
+ public:
+  explicit FirstInput(InputObserver* observer, bool device)
+      : observer_(observer), device_(device) {}
+  bool ReadsDeviceMemory() const override { return device_; }
+  absl::Status Observe(const LinearInput& input) override {
+    if (!seen_) seen_ = std::chrono::steady_clock::now();
+    return observer_ == nullptr ? absl::OkStatus() : observer_->Observe(input);
+  }
+  double SecondsSince() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - *seen_).count();
+  }
+
+ private:
+  InputObserver* observer_;
+  const bool device_;
+  std::optional<std::chrono::steady_clock::time_point> seen_;
+};
+
+struct LayerTimes {
+  double all = 0, copying_weights = 0, after_weights = 0;  // seconds
+};
+
+class Bench {
+ public:
+  explicit Bench(const Options& options)
+      : options_(options),
+        config_(ShapeOf(options.shape)),
+        weights_(WeightsOf(config_)),
+        backend_(MakeBackend(options.backend, {.threads = options.threads}).value()) {
+    for (const LinearModule& module : LinearModules(config_, 0)) observed_[module.name] = true;
+  }
+
+  void Run(DType dtype) {
+    const bool gpu = backend_->cuda_device().has_value();
+    const WeightSource source = [&](const std::string& name) -> absl::StatusOr<HostTensor> {
+      HostTensor tensor;
+      reading_ += SecondsOf([&] { tensor = weights_.at(name); });
+      return tensor;
+    };
+    const auto decoder = Decoder::Make(config_, source,
+                                       {.threads = options_.threads,
+                                        .dtype = dtype,
+                                        .batch_tokens = options_.tokens,
+                                        .cuda_device = backend_->cuda_device()})
+                             .value();
+    const TokenSet one = TokensOf(config_, options_.tokens, options_.sequence, 1);
+    const TokenSet more = TokensOf(config_, options_.tokens, options_.sequence, options_.batches);
+    std::vector<double> bare, square, layer, observed, copying, batch, observed_batch;
+    double flops = 0;
+    constexpr double kSquare = 8192;
+    for (int round = 0; round < options_.rounds; ++round) {
+      bare.push_back(gpu ? GpuSeconds(dtype, flops)
+                         : BareSeconds(config_, options_.tokens, options_.threads, flops));
+      if (gpu) {
+        square.push_back(GpuProductSeconds(*backend_->cuda_device(), dtype, {{8192, 8192, 8192}}));
+      }
+      const LayerTimes plain = RunLayer(*decoder, one, false);
+      layer.push_back(plain.all);
+      copying.push_back(plain.copying_weights);
+      observed.push_back(RunLayer(*decoder, one, true).all);
+      if (options_.batches == 0) continue;
+      const double n = static_cast<double>(options_.batches);
+      batch.push_back(RunLayer(*decoder, more, false).after_weights / n);
+      observed_batch.push_back(RunLayer(*decoder, more, true).after_weights / n);
+    }
+    const double bare_s = MedianOf(bare), layer_s = MedianOf(layer);
     std::printf(
-        "%s %s, %lld tokens in sequences of %lld, %d threads: layer %.0f ms (%.0f of them "
-        "copying weights), %.0f tokens/s; products alone %.0f ms, %.1f GFLOP/s; ratio %.2f\n",
-        shape.c_str(), std::string(DTypeName(dtype)).c_str(), static_cast<long long>(tokens),
-        static_cast<long long>(sequence), threads, layer * 1e3, reading_of_best * 1e3,
-        tokens / layer, bare * 1e3, flops / bare * 1e-9, bare / layer);
+        "%s %s, %lld tokens in sequences of %lld, %d threads, %s: layer %.2f ms (%.2f of them "
+        "copying weights), %.0f tokens/s; observed %.2f ms (%+.1f %%); products alone %.2f ms, "
+        "%.1f GFLOP/s; ratio %.2f\n",
+        options_.shape.c_str(), std::string(DTypeName(dtype)).c_str(),
+        static_cast<long long>(options_.tokens), static_cast<long long>(options_.sequence),
+        options_.threads, backend_->name().c_str(), layer_s * 1e3, MedianOf(copying) * 1e3,
+        static_cast<double>(options_.tokens) / layer_s, MedianOf(observed) * 1e3,
+        100 * (MedianOf(observed) / layer_s - 1), bare_s * 1e3, flops / bare_s * 1e-9,
+        bare_s / layer_s);
+    if (options_.batches == 0) return;
+    const double batch_s = MedianOf(batch);
+    std::printf("  a batch among %lld: %.3f ms, %.0f tokens/s; observed %.3f ms (%+.1f %%)\n",
+                static_cast<long long>(options_.batches), batch_s * 1e3,
+                static_cast<double>(options_.tokens) / batch_s, MedianOf(observed_batch) * 1e3,
+                100 * (MedianOf(observed_batch) / batch_s - 1));
+    if (!gpu) return;
+    const double rate = 2 * kSquare * kSquare * kSquare / MedianOf(square);
+    std::printf(
+        "  a square product of %.0f: %.1f TFLOP/s; the products alone %.1f, %.0f %% of it; the "
+        "layer's products in a batch's time %.1f, %.1f %% of it\n",
+        kSquare, rate * 1e-12, flops / bare_s * 1e-12, 100 * flops / bare_s / rate,
+        flops / batch_s * 1e-12, 100 * flops / batch_s / rate);
+  }
+
+ private:
+  double GpuSeconds(DType dtype, double& flops) const {
+    std::vector<ProductShape> shapes;
+    flops = 0;
+    for (const LinearModule& module : LinearModules(config_, 0)) {
+      const int64_t rows = RowsOf(config_, module, options_.tokens);
+      shapes.push_back({rows, module.rows, module.cols});
+      flops += 2.0 * static_cast<double>(rows * module.rows * module.cols);
+    }
+    return GpuProductSeconds(*backend_->cuda_device(), dtype, shapes);
+  }
+
+  LayerTimes RunLayer(Decoder& decoder, const TokenSet& set, bool observe) {
+    HiddenStates hidden = decoder.Embed(set).value();
+    std::optional<InputObserver> observer;
+    if (observe) observer.emplace(observed_, *backend_);
+    FirstInput hook(observe ? &*observer : nullptr, backend_->cuda_device().has_value());
+    reading_ = 0;
+    absl::Status status;
+    LayerTimes times;
+    times.all = SecondsOf([&] {
+      status = decoder.RunLayer(hidden, &hook);
+      if (observe) status.Update(observer->States().status());
+      times.after_weights = hook.SecondsSince();
+    });
+    times.copying_weights = reading_;
+    if (!status.ok()) {
+      std::fprintf(stderr, "prefill_bench: %s\n", std::string(status.message()).c_str());
+      std::exit(1);
+    }
+    return times;
+  }
+
+  const Options options_;
+  const DecoderConfig config_;
+  const std::map<std::string, HostTensor> weights_;
+  const std::unique_ptr<Backend> backend_;
+  std::map<std::string, bool> observed_;
+  double reading_ = 0;  // seconds of a layer's time that making copies of its weights takes
+};
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("The forward runner against its matrix products");
+  app.add_option("--shape", options.shape)
+      ->check(CLI::IsMember({"qwen3-8b", "qwen3-0.6b", "qwen3-30b-a3b"}));
+  app.add_option("--dtype", options.dtypes)->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--tokens", options.tokens)->check(CLI::Range(1, 1 << 20));
+  app.add_option("--sequence", options.sequence)->check(CLI::Range(1, 1 << 20));
+  app.add_option("--threads", options.threads)->check(CLI::Range(0, 1024));
+  app.add_option("--rounds", options.rounds)->check(CLI::Range(1, 100));
+  app.add_option("--backend", options.backend);
+  app.add_option("--batches", options.batches)->check(CLI::Range(0, 1000));
+  CLI11_PARSE(app, argc, argv);
+  if (options.threads == 0) {
+    options.threads = static_cast<int>(std::thread::hardware_concurrency());
+  }
+  const absl::Status made = MakeBackend(options.backend, {}).status();
+  if (!made.ok()) {
+    std::fprintf(stderr, "prefill_bench: %s\n", std::string(made.message()).c_str());
+    return 1;
+  }
+  Bench bench(options);
+  for (const std::string& dtype : options.dtypes) {
+    bench.Run(dtype == "bf16" ? DType::kBf16 : DType::kF32);
   }
   return 0;
 }

@@ -25,15 +25,19 @@ void AmaxHistogram::Add(std::span<const float> block_amax) {
     ++dense[BinOf(amax)];
   }
   dense[0] -= zeros;  // the rest of bin 0 are subnormal below 2^-133
+  AddBins(dense);
+}
+
+void AmaxHistogram::AddBins(std::span<const int64_t> dense) {
   std::vector<uint16_t> bins;
   std::vector<int64_t> counts;
   for (size_t bin = 0; bin < dense.size(); ++bin) {
     if (dense[bin] == 0) continue;
     bins.push_back(static_cast<uint16_t>(bin));
     counts.push_back(dense[bin]);
+    blocks_ += dense[bin];
   }
   MergeSorted(bins, counts);
-  blocks_ += static_cast<int64_t>(block_amax.size()) - zeros;
 }
 
 absl::Status AmaxHistogram::Merge(const AmaxHistogram& other) {

@@ -19,6 +19,8 @@ class AmaxHistogram {
  public:
   // Maxima of blocks, finite.
   void Add(std::span<const float> block_amax);
+  // Counts of all bins.
+  void AddBins(std::span<const int64_t> dense);
   // The counts add up: the same for any order. ResourceExhausted, and nothing is added, where there
   // would be more than 2^62 blocks.
   absl::Status Merge(const AmaxHistogram& other);

@@ -1,6 +1,7 @@
 #include "calib/hessian_sums.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/status.h"
 #include "calib/state.h"
@@ -87,6 +88,14 @@ absl::Status HessianSums::Merge(const HessianSums& other) {
   }
   units_ += other.units_;
   return absl::OkStatus();
+}
+
+HessianSums HessianSums::Of(int64_t units, std::vector<int64_t> digits, std::vector<uint8_t> top) {
+  HessianSums sums;
+  sums.units_ = units;
+  sums.digits_ = std::move(digits);
+  sums.top_ = std::move(top);
+  return sums;
 }
 
 std::vector<float> HessianSums::Mean(int64_t tokens) const {

@@ -16,11 +16,12 @@
 #include "base/tensor_view.h"
 #include "calib/calibrator.h"
 #include "kernels/backend.h"
+#include "kernels/input_sums.h"
 #include "quant/numerics/window_sum.h"
 
 namespace nibble {
 
-inline constexpr int64_t kHessianUnitTokens = 256;
+inline constexpr int64_t kHessianUnitTokens = kInputUnitTokens;
 
 class HessianSums {
  public:
@@ -29,6 +30,9 @@ class HessianSums {
   absl::Status Collect(const MatrixView& x, Backend& backend);
   // FailedPrecondition where the numbers of channels differ.
   absl::Status Merge(const HessianSums& other);
+
+  // What a device summed (see InputSumsResult).
+  static HessianSums Of(int64_t units, std::vector<int64_t> digits, std::vector<uint8_t> top);
 
   int64_t units() const { return units_; }
 

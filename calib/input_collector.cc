@@ -1,5 +1,7 @@
 #include "calib/input_collector.h"
 
+#include <utility>
+
 #include "base/status.h"
 #include "calib/activation_calibrators.h"
 #include "calib/state.h"
@@ -12,6 +14,15 @@ absl::Status InputCollector::Collect(const MatrixView& x, Backend& backend) {
   if (has_hessians_) NIBBLE_RETURN_IF_ERROR(hessians_.Collect(x, backend));
   stats_ = std::move(stats);
   return absl::OkStatus();
+}
+
+InputCollector InputCollector::Of(InputSumsResult sums, int64_t columns, bool hessians) {
+  InputCollector collector(hessians);
+  collector.stats_ = InputStats::Of(sums, columns);
+  if (hessians && sums.tokens > 0) {
+    collector.hessians_ = HessianSums::Of(sums.units, std::move(sums.digits), std::move(sums.top));
+  }
+  return collector;
 }
 
 absl::Status InputCollector::Merge(const InputCollector& other) {

@@ -14,6 +14,7 @@
 #include "calib/hessian_sums.h"
 #include "calib/input_stats.h"
 #include "kernels/backend.h"
+#include "kernels/input_sums.h"
 #include "policies/recipe.h"
 
 namespace nibble {
@@ -27,6 +28,9 @@ class InputCollector {
   // A chunk, tokens x channels. FailedPrecondition for NaN, infinity, moments that overflow and
   // another number of channels than before; nothing is added then.
   absl::Status Collect(const MatrixView& x, Backend& backend);
+  // What a device collected of inputs of so many columns: the same bits as Collect's of the same
+  // chunks.
+  static InputCollector Of(InputSumsResult sums, int64_t columns, bool hessians);
   void Reset() { *this = InputCollector(has_hessians_); }
   // The same bits for any order and tree; see calib/hessian_sums.h for what chunks are alike.
   // InvalidArgument where one has Hessians and the other has not, or for itself;

@@ -47,6 +47,16 @@ absl::Status InputStats::Collect(const MatrixView& x, Backend& backend) {
   return absl::OkStatus();
 }
 
+InputStats InputStats::Of(const InputSumsResult& sums, int64_t columns) {
+  InputStats stats(/*histogram=*/true);
+  if (sums.tokens == 0) return stats;
+  stats.tokens_ = sums.tokens;
+  stats.columns_ = columns;
+  stats.amax_ = sums.amax;
+  stats.histogram_.AddBins(sums.bins);
+  return stats;
+}
+
 absl::Status InputStats::Merge(const InputStats& other) {
   if (has_histogram_ != other.has_histogram_) {
     return absl::InvalidArgumentError(

@@ -11,6 +11,7 @@
 #include "calib/amax_histogram.h"
 #include "calib/calibrator.h"
 #include "kernels/backend.h"
+#include "kernels/input_sums.h"
 
 namespace nibble {
 
@@ -21,6 +22,8 @@ class InputStats {
   // x: tokens x channels. FailedPrecondition for NaN, infinity and another number of channels than
   // before; nothing is added then.
   absl::Status Collect(const MatrixView& x, Backend& backend);
+  // What a device summed of inputs of so many columns, with a histogram.
+  static InputStats Of(const InputSumsResult& sums, int64_t columns);
   // FailedPrecondition where the numbers of channels differ, InvalidArgument where one has a
   // histogram and the other has not.
   absl::Status Merge(const InputStats& other);

@@ -100,6 +100,9 @@ void RunFlags::Add(CLI::App* app) {
   app->add_option("--dtype", dtype, "of activations: fp32 or bf16")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->capture_default_str();
+  app->add_option("--batch-tokens", batch_tokens,
+                  "run together, in whole sequences; fewer take less memory [2048, on a GPU 8192]")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   app->add_option(
          "--hidden-memory", hidden_memory,
          "bytes (or 512MiB, 8GiB) of hidden states in memory; the rest is in a file [8GiB]")
@@ -110,6 +113,7 @@ RunOptions RunFlags::Options(const BackendFlags& backend) const {
   RunOptions options;
   options.threads = backend.options.threads;
   options.dtype = dtype == "bf16" ? DType::kBf16 : DType::kF32;
+  options.batch_tokens = batch_tokens;
   options.hidden_states.memory_budget = hidden_memory;
   return options;
 }

@@ -73,9 +73,10 @@ struct DataFlags {
   absl::StatusOr<TokenSet> Read(const std::string& model) const;
 };
 
-// --dtype and --hidden-memory: how a model runs.
+// --dtype, --batch-tokens and --hidden-memory: how a model runs.
 struct RunFlags {
   std::string dtype = "fp32";
+  int64_t batch_tokens = 0;
   uint64_t hidden_memory = HiddenStatesOptions{}.memory_budget;
 
   void Add(CLI::App* app);

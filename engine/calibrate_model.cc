@@ -16,9 +16,9 @@
 #include "base/status.h"
 #include "base/stopwatch.h"
 #include "base/text.h"
-#include "calib/input_collector.h"
 #include "engine/calibration.h"
 #include "engine/choose_scales.h"
+#include "engine/input_observer.h"
 #include "engine/quantized_inputs.h"
 #include "engine/read_model.h"
 #include "io/model_folder.h"
@@ -39,52 +39,12 @@ struct Wanted {
   bool hessians = false;
 };
 
-// Of one layer; layer number config.layers is lm_head's.
-class InputObserver final : public LinearHook {
- public:
-  InputObserver(const std::map<std::string, Wanted>& wanted, Backend& backend)
-      : wanted_(wanted), backend_(backend) {}
-
-  absl::Status Observe(const LinearInput& input) override {
-    InputCollector* collector = CollectorOf(input.modules);
-    return collector == nullptr ? absl::OkStatus() : collector->Collect(input.x, backend_);
-  }
-
-  CalibrationStates States() const {
-    CalibrationStates states;
-    for (const auto& [module, wanted] : wanted_) {
-      const auto shared = shared_.find(module);
-      states.emplace(module,
-                     shared == shared_.end() ? InputCollector(wanted.hessians) : *shared->second);
-    }
-    return states;
-  }
-
- private:
-  // Modules that read one input have one collector; null where none of them is wanted.
-  InputCollector* CollectorOf(std::span<const std::string> modules) {
-    const auto known = std::ranges::find_if(
-        modules, [&](const std::string& module) { return shared_.contains(module); });
-    if (known != modules.end()) return shared_.at(*known).get();
-    bool any = false, hessians = false;
-    for (const std::string& module : modules) {
-      const auto it = wanted_.find(module);
-      if (it == wanted_.end()) continue;
-      any = true;
-      hessians |= it->second.hessians;
-    }
-    if (!any) return nullptr;
-    const auto collector = std::make_shared<InputCollector>(hessians);
-    for (const std::string& module : modules) {
-      if (wanted_.contains(module)) shared_[module] = collector;
-    }
-    return collector.get();
-  }
-
-  const std::map<std::string, Wanted>& wanted_;
-  Backend& backend_;
-  std::map<std::string, std::shared_ptr<InputCollector>> shared_;
-};
+// Of the modules of one layer: whether with Hessians.
+std::map<std::string, bool> Observed(const std::map<std::string, Wanted>& modules) {
+  std::map<std::string, bool> observed;
+  for (const auto& [module, wanted] : modules) observed[module] = wanted.hessians;
+  return observed;
+}
 
 std::string HashOf(const TokenSet& tokens) {
   Fingerprint hash;
@@ -153,11 +113,8 @@ class Job {
     }
     NIBBLE_RETURN_IF_ERROR(CheckCalibrationOutput(request_.out));
 
-    const DecoderOptions options = {
-        .threads = request_.run.threads,
-        .dtype = request_.run.dtype,
-        .force_all_experts = request_.recipe.calibration.force_all_experts,
-        .hidden_states = request_.run.hidden_states};
+    DecoderOptions options = DecoderOptionsOf(request_.run, backend_);
+    options.force_all_experts = request_.recipe.calibration.force_all_experts;
     WeightSource weights = [this, stored = FolderWeights(*folder_)](
                                const std::string& name) -> absl::StatusOr<HostTensor> {
       const auto packed = packed_.find(name);
@@ -202,7 +159,9 @@ class Job {
             {"recipe", RecipeAsYaml(request_.recipe)},
             {"model", folder_->Fingerprint()},
             {"data", HashOf(request_.tokens)},
-            {"dtype", std::string(DTypeName(request_.run.dtype))}};
+            {"dtype", std::string(DTypeName(request_.run.dtype))},
+            {"device", backend_.cuda_device() ? "GPU" : "CPU"},
+            {"batch tokens", absl::StrCat(DecoderOptionsOf(request_.run, backend_).batch_tokens)}};
   }
 
   std::string HiddenPath() const { return partial_ + "/hidden.safetensors"; }
@@ -243,13 +202,13 @@ class Job {
 
   absl::Status DoLayer() {
     const int64_t layer = hidden_->next_layer();
-    InputObserver observer(wanted_[layer], backend_);
+    InputObserver observer(Observed(wanted_[layer]), backend_);
     if (request_.recipe.calibration.propagate == Propagate::kOriginal) {
       NIBBLE_RETURN_IF_ERROR(decoder_->RunLayer(*hidden_, &observer));
-      return SaveCalibration(LayerPath(layer), observer.States());
+      return SaveStates(layer, observer);
     }
     NIBBLE_RETURN_IF_ERROR(decoder_->ObserveLayer(*hidden_, observer));
-    NIBBLE_RETURN_IF_ERROR(SaveCalibration(LayerPath(layer), observer.States()));
+    NIBBLE_RETURN_IF_ERROR(SaveStates(layer, observer));
     QuantizedInputs inputs(backend_);
     NIBBLE_RETURN_IF_ERROR(QuantizeLayer(layer, inputs));
     const absl::Status run = decoder_->RunLayer(*hidden_, &inputs);
@@ -258,10 +217,16 @@ class Job {
   }
 
   absl::Status DoHead() {
-    InputObserver observer(wanted_[config_.layers], backend_);
+    InputObserver observer(Observed(wanted_[config_.layers]), backend_);
     const LogitsSink ignore = [](int64_t, std::span<const float>) { return absl::OkStatus(); };
     NIBBLE_RETURN_IF_ERROR(decoder_->Logits(*hidden_, ignore, &observer));
-    return SaveCalibration(LayerPath(config_.layers), observer.States());
+    return SaveStates(config_.layers, observer);
+  }
+
+  absl::Status SaveStates(int64_t layer, InputObserver& observer) const {
+    auto states = observer.States();
+    if (!states.ok()) return Annotate(states.status(), absl::StrCat("layer ", layer));
+    return SaveCalibration(LayerPath(layer), *states);
   }
 
   // What QuantizeModel would make of the layer with the states that were just saved.
@@ -387,6 +352,19 @@ class Job {
 };
 
 }  // namespace
+
+DecoderOptions DecoderOptionsOf(const RunOptions& run, const Backend& backend) {
+  // As many tokens as a GPU's products need to be at their speed.
+  constexpr int64_t kGpuTokens = 8192;
+  DecoderOptions options;
+  options.threads = run.threads;
+  options.dtype = run.dtype;
+  options.cuda_device = backend.cuda_device();
+  if (options.cuda_device) options.batch_tokens = kGpuTokens;
+  if (run.batch_tokens > 0) options.batch_tokens = run.batch_tokens;
+  options.hidden_states = run.hidden_states;
+  return options;
+}
 
 std::string ProgressAsJsonLine(const LayerProgress& progress) {
   return Json({{"event", "layer"},

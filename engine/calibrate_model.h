@@ -17,18 +17,23 @@
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "kernels/backend.h"
+#include "model/decoder.h"
 #include "model/hidden_states.h"
 #include "model/token_set.h"
 #include "policies/recipe.h"
 
 namespace nibble {
 
-// How a decoder runs. Results depend on `dtype` alone.
+// How a decoder runs. Results depend on `dtype`, on whether it is on a GPU, and in their last bits
+// on `batch_tokens`.
 struct RunOptions {
   int threads = 0;            // as in ThreadPool
   DType dtype = DType::kF32;  // fp32 or bf16: see DecoderOptions
+  int64_t batch_tokens = 0;   // see DecoderOptions; 0: 2048 on the CPU, 8192 on a GPU
   HiddenStatesOptions hidden_states = {};
 };
+// Where the backend is a GPU's, the decoder runs there.
+DecoderOptions DecoderOptionsOf(const RunOptions& run, const Backend& backend);
 
 // A layer that is done, of the model `model`; 1 .. layers.
 struct LayerProgress {

@@ -156,11 +156,8 @@ class Evaluation {
         run.inputs->Add(module, request_.inputs, *scale);
       }
     }
-    NIBBLE_ASSIGN_OR_RETURN(run.decoder,
-                            Decoder::Make(model.config(), model.weights(),
-                                          {.threads = request_.run.threads,
-                                           .dtype = request_.run.dtype,
-                                           .hidden_states = request_.run.hidden_states}));
+    NIBBLE_ASSIGN_OR_RETURN(run.decoder, Decoder::Make(model.config(), model.weights(),
+                                                       DecoderOptionsOf(request_.run, backend_)));
     const Stopwatch watch;
     const auto run_layers = [&]() -> absl::Status {
       NIBBLE_ASSIGN_OR_RETURN(HiddenStates hidden, run.decoder->Embed(request_.tokens));

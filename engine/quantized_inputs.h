@@ -34,6 +34,7 @@ class QuantizedInputs final : public LinearHook {
   // use for it. `how` is not kNone.
   void Add(const std::string& module, InputQuantization how, float input_scale);
 
+  bool ReadsDeviceMemory() const override { return backend_.cuda_device().has_value(); }
   bool Changes(const std::string& module) const override { return params_.contains(module); }
   absl::Status Change(const LinearInput& input, const std::string& module,
                       std::span<float> x) override;

@@ -188,6 +188,11 @@ absl::Status Backend::AccumulateHessian(const MatrixView& x, std::span<float> he
   return x.rows == 0 ? absl::OkStatus() : DoAccumulateHessian(x, hessians);
 }
 
+absl::StatusOr<std::unique_ptr<InputSums>> Backend::MakeInputSums(int64_t, bool, void*) {
+  return absl::UnimplementedError(
+      absl::StrCat("input sums: expected a GPU's backend, got ", name()));
+}
+
 absl::StatusOr<PackedTensor> Backend::Quantize(const QuantizeParams& params, const MatrixView& x) {
   NIBBLE_RETURN_IF_ERROR(CheckQuantize(params, x));
   PackedTensor out(LayoutOf(params, x.rows, x.cols));

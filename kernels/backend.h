@@ -20,6 +20,7 @@
 #include "base/enum_names.h"
 #include "base/tensor_view.h"
 #include "base/uninitialized_vector.h"
+#include "kernels/input_sums.h"
 #include "kernels/tuning/store.h"
 #include "quant/error_stats.h"
 #include "quant/numerics/scale_sweep.h"
@@ -126,6 +127,17 @@ class Backend {
   // The matrix that `packed` stands for, layout.rows x layout.cols values of type bf16 or fp32. A
   // NaN scale makes its block's values NaN.
   absl::Status Dequantize(const PackedView& packed, DType dtype, void* out);
+
+  // Of a GPU its number. Amax, Observe, AccumulateHessian, Quantize of rows as they are (no RHT)
+  // and the result of Dequantize may then lie in its memory, too.
+  virtual std::optional<int> cuda_device() const { return std::nullopt; }
+
+  // Sums over inputs in the memory of that GPU, which are read in the order of `stream`, a
+  // cudaStream_t. FailedPrecondition for channels that are no positive multiple of 16, Unimplemented
+  // on other devices and for more channels than the GPU's kernels take. The backend outlives the
+  // result.
+  virtual absl::StatusOr<std::unique_ptr<InputSums>> MakeInputSums(int64_t channels, bool hessians,
+                                                                   void* stream);
 
   // The best of all 126 block scales, by squared error.
   absl::StatusOr<SweepResult> ScaleSweep(const ScaleSweepParams& params, const MatrixView& x);

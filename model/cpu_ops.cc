@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "model/routing.h"
 #include "model/vector_exp.h"
 #include "quant/numerics/float_bits.h"
 
@@ -55,35 +56,6 @@ float SumOfSquares(const float* x, int64_t count) {
   return std::accumulate(lanes, lanes + kLanes, 0.0f);
 }
 
-float Largest(const float* x, int64_t count) {
-  float lanes[kLanes];
-  std::fill(lanes, lanes + kLanes, x[0]);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
-  }
-  for (; i < count; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
-  return *std::max_element(lanes, lanes + kLanes);
-}
-
-float Sum(const float* x, int64_t count) {
-  float lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
-  }
-  for (; i < count; ++i) lanes[0] += x[i];
-  return std::accumulate(lanes, lanes + kLanes, 0.0f);
-}
-
-// x = exp(x - max) / sum, over [0, count).
-void Softmax(float* x, int64_t count) {
-  const float max = Largest(x, count);
-  for (int64_t i = 0; i < count; ++i) x[i] = VectorExp(x[i] - max);
-  const float factor = 1.0f / Sum(x, count);
-  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
-}
-
 // Memory that a thread keeps between pieces of work: what the system hands out anew is zeroed.
 float* ThreadScratch(int64_t floats) {
   thread_local UninitializedVector<float> scratch;
@@ -125,6 +97,27 @@ class CpuOps final : public LayerOps {
   absl::StatusOr<std::span<const float>> Download(const DeviceMatrix& x,
                                                   UninitializedVector<float>&) override {
     return std::span<const float>(Floats(x), x.rows * x.cols);
+  }
+
+  absl::Status ReadStates(const HiddenStates& states, int64_t first,
+                          const DeviceMatrix& out) override {
+    return states.Read(first, {Floats(out), static_cast<size_t>(out.rows * out.cols)});
+  }
+
+  absl::Status WriteStates(const DeviceMatrix& x, int64_t first, HiddenStates& states) override {
+    const std::span<const float> values(Floats(x), x.rows * x.cols);
+    const auto bad = std::ranges::find_if(values, [](float v) { return !IsFinite(v); });
+    if (bad == values.end()) return states.Write(first, values);
+    return NonFiniteStates(first + (bad - values.begin()) / x.cols);
+  }
+
+  bool in_host_memory() const override { return true; }
+
+  absl::Status Copy(const DeviceMatrix& x, const DeviceMatrix& out) override {
+    ForElements(x, [&](int64_t begin, int64_t end) {
+      std::copy(Floats(x) + begin, Floats(x) + end, Floats(out) + begin);
+    });
+    return absl::OkStatus();
   }
 
   absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps,
@@ -260,32 +253,8 @@ class CpuOps final : public LayerOps {
 
   absl::StatusOr<Routing> Route(const DeviceMatrix& logits, int64_t experts_per_token,
                                 bool normalize) override {
-    const int64_t experts = logits.cols;
-    Routing routing;
-    std::vector<float> p(experts);
-    std::vector<int32_t> order(experts);
-    for (int64_t row = 0; row < logits.rows; ++row) {
-      const float* in = Floats(logits) + row * experts;
-      for (int64_t e = 0; e < experts; ++e) {
-        if (!IsFinite(in[e])) {
-          return absl::FailedPreconditionError(
-              absl::StrCat("expected finite logits, got ", in[e], " for expert ", e));
-        }
-      }
-      std::copy(in, in + experts, p.begin());
-      Softmax(p.data(), experts);
-      std::iota(order.begin(), order.end(), 0);
-      std::partial_sort(
-          order.begin(), order.begin() + experts_per_token, order.end(),
-          [&](int32_t a, int32_t b) { return in[a] != in[b] ? in[a] > in[b] : a < b; });
-      float sum = 0;
-      for (int64_t i = 0; i < experts_per_token; ++i) sum += p[order[i]];
-      for (int64_t i = 0; i < experts_per_token; ++i) {
-        routing.expert.push_back(order[i]);
-        routing.weight.push_back(normalize ? p[order[i]] / sum : p[order[i]]);
-      }
-    }
-    return routing;
+    return RouteRows(pool_, {Floats(logits), static_cast<size_t>(logits.rows * logits.cols)},
+                     logits.cols, experts_per_token, normalize);
   }
 
   absl::Status SetZero(const DeviceMatrix& x) override {

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "base/tensor_view.h"
 #include "model/cpu_ops.h"
+#include "model/cuda/cuda_ops.h"
 #include "model/layer_ops.h"
 #include "model/rope.h"
 #include "quant/numerics/float_bits.h"
@@ -89,8 +90,16 @@ class LayerwiseDecoder final : public Decoder {
         config_(std::move(config)),
         weights_(std::move(weights)),
         options_(options),
-        pool_(options.threads),
-        ops_(MakeCpuOps(pool_, options.dtype)) {}
+        pool_(options.threads) {}
+
+  absl::Status Prepare() {
+    if (!options_.cuda_device) {
+      ops_ = MakeCpuOps(pool_, options_.dtype);
+      return absl::OkStatus();
+    }
+    NIBBLE_ASSIGN_OR_RETURN(ops_, MakeCudaOps(*options_.cuda_device, pool_, options_.dtype));
+    return absl::OkStatus();
+  }
 
   const DecoderConfig& config() const override { return config_; }
 
@@ -135,7 +144,7 @@ class LayerwiseDecoder final : public Decoder {
   const WeightSource weights_;
   const DecoderOptions options_;
   ThreadPool pool_;
-  const std::unique_ptr<LayerOps> ops_;
+  std::unique_ptr<LayerOps> ops_;
   RopeTable rope_;  // for as many positions as were needed so far
 };
 
@@ -287,27 +296,19 @@ absl::Status LayerwiseDecoder::RunBatches(const HiddenStates& in, HiddenStates* 
 
   if (out != nullptr) out->set_next_layer(kNoLayer);
   const Run run{layer, &weights.linear, hook};
-  UninitializedVector<float> values, room;
   const auto run_batch = [&](const Batch& batch) -> absl::Status {
-    values.resize(batch.tokens * config_.hidden);
-    NIBBLE_RETURN_IF_ERROR(in.Read(batch.first, values));
     NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops_->Allocate(batch.tokens, config_.hidden));
-    NIBBLE_RETURN_IF_ERROR(ops_->Upload(values, x));
+    NIBBLE_RETURN_IF_ERROR(ops_->ReadStates(in, batch.first, x));
     NIBBLE_RETURN_IF_ERROR(RunBatch(run, weights, batch, out != nullptr, x));
-    if (out == nullptr) return absl::OkStatus();
-    NIBBLE_ASSIGN_OR_RETURN(const std::span<const float> result, ops_->Download(x, room));
-    const auto bad = std::ranges::find_if(result, [](float v) { return !IsFinite(v); });
-    if (bad != result.end()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("expected finite hidden states, got ", *bad, " for token ",
-                       batch.first + (bad - result.begin()) / config_.hidden));
-    }
-    return out->Write(batch.first, result);
+    return out == nullptr ? absl::OkStatus() : ops_->WriteStates(x, batch.first, *out);
   };
+  absl::Status status;
   for (const Batch& batch : BatchesOf(in.lengths(), options_.batch_tokens)) {
-    const absl::Status status = run_batch(batch);
-    if (!status.ok()) return Annotate(status, absl::StrCat("layer ", layer));
+    status = run_batch(batch);
+    if (!status.ok()) break;
   }
+  status.Update(ops_->FinishStates());
+  if (!status.ok()) return Annotate(status, absl::StrCat("layer ", layer));
   if (out != nullptr) out->set_next_layer(layer + 1);
   return absl::OkStatus();
 }
@@ -425,9 +426,18 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
                     .routed = rows.routed};
   UninitializedVector<float> room, changed;
   std::span<const float> values;
+  // Whether the hook sees x where it lies.
+  const bool in_place =
+      run.hook != nullptr && (ops_->in_host_memory() || run.hook->ReadsDeviceMemory());
   if (run.hook != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(values, ops_->Download(x, room));
-    input.x.data = values.data();
+    if (in_place) {
+      input.x.data = x.memory.get();
+      input.x.dtype = x.dtype;
+      input.stream = ops_->stream();
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(values, ops_->Download(x, room));
+      input.x.data = values.data();
+    }
     const absl::Status status = run.hook->Observe(input);
     if (!status.ok()) return Annotate(status, input.modules.front());
   }
@@ -436,11 +446,19 @@ absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& 
     DeviceMatrix multiplied = x;
     const std::string& name = run.linear->names[first + i];
     if (run.hook != nullptr && run.hook->Changes(name)) {
-      changed.assign(values.begin(), values.end());
-      const absl::Status status = run.hook->Change(input, name, changed);
+      // In float32: what it becomes need not be of the type that linear layers read.
+      NIBBLE_ASSIGN_OR_RETURN(multiplied, ops_->Allocate(x.rows, x.cols));
+      std::span<float> own(static_cast<float*>(multiplied.memory.get()), x.rows * x.cols);
+      if (in_place) {
+        NIBBLE_RETURN_IF_ERROR(ops_->Copy(x, multiplied));
+        NIBBLE_RETURN_IF_ERROR(ops_->Synchronize());
+      } else {
+        changed.assign(values.begin(), values.end());
+        own = changed;
+      }
+      const absl::Status status = run.hook->Change(input, name, own);
       if (!status.ok()) return Annotate(status, name);
-      NIBBLE_ASSIGN_OR_RETURN(multiplied, ops_->Allocate(x.rows, x.cols, x.use));
-      NIBBLE_RETURN_IF_ERROR(ops_->Upload(changed, multiplied));
+      if (!in_place) NIBBLE_RETURN_IF_ERROR(ops_->Upload(changed, multiplied));
     }
     NIBBLE_RETURN_IF_ERROR(ops_->Linear(multiplied, run.linear->weights[first + i],
                                         run.linear->biases[first + i], outs[i]));
@@ -462,11 +480,9 @@ class LayerwiseDecoder::Head final : public LogitsHead {
       return absl::InvalidArgumentError(absl::StrCat("logits: expected some of ", hidden.tokens(),
                                                      " tokens, got ", count, " from ", first));
     }
-    values_.resize(count * config.hidden);
-    NIBBLE_RETURN_IF_ERROR(hidden.Read(first, values_));
     NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix x, ops.Allocate(count, config.hidden));
     NIBBLE_ASSIGN_OR_RETURN(logits_, ops.Allocate(count, config.vocabulary));
-    NIBBLE_RETURN_IF_ERROR(ops.Upload(values_, x));
+    NIBBLE_RETURN_IF_ERROR(ops.ReadStates(hidden, first, x));
     NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix normed,
                             ops.Allocate(count, config.hidden, Use::kLinearInput));
     NIBBLE_RETURN_IF_ERROR(ops.RmsNorm(x, norm_, config.rms_norm_eps, normed));
@@ -480,7 +496,7 @@ class LayerwiseDecoder::Head final : public LogitsHead {
   LayerwiseDecoder& decoder_;
   const DeviceMatrix norm_;
   const LinearWeights linear_;
-  UninitializedVector<float> values_, room_;
+  UninitializedVector<float> room_;
   DeviceMatrix logits_;
 };
 
@@ -519,7 +535,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Make(DecoderConfig config, Wei
   if (options.threads < 0) return expected("threads", "0 or more", options.threads);
   if (options.batch_tokens < 1) return expected("batch_tokens", "1 or more", options.batch_tokens);
   if (options.logit_rows < 1) return expected("logit_rows", "1 or more", options.logit_rows);
-  return std::make_unique<LayerwiseDecoder>(std::move(config), std::move(weights), options);
+  auto decoder = std::make_unique<LayerwiseDecoder>(std::move(config), std::move(weights), options);
+  NIBBLE_RETURN_IF_ERROR(decoder->Prepare());
+  return decoder;
 }
 
 }  // namespace nibble

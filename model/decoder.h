@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -30,6 +31,9 @@ struct DecoderOptions {
   DType dtype = DType::kF32;
   // Whole sequences are run together up to that many tokens; a longer one is run alone.
   int64_t batch_tokens = 2048;
+  // The GPU to run on, with cuBLASLt; the CPU where there is none. MakeBackend's cuda:N, and what a
+  // hook observes it with if that hook ReadsDeviceMemory.
+  std::optional<int> cuda_device = {};
   int64_t logit_rows = 256;  // in a call of LogitsSink
   // Every expert's inputs are observed for every token; outputs stay those of the routing.
   bool force_all_experts = false;
@@ -57,6 +61,7 @@ class LogitsHead {
 // or makes activations that do.
 class Decoder {
  public:
+  // Unavailable where the machine or the build has no such device, or no cuBLASLt.
   static absl::StatusOr<std::unique_ptr<Decoder>> Make(DecoderConfig config, WeightSource weights,
                                                        const DecoderOptions& options = {});
   virtual ~Decoder() = default;

@@ -153,6 +153,20 @@ absl::Status HiddenStates::Write(int64_t first, std::span<const float> values) {
   return WriteBytes(offset, std::as_bytes(std::span(rounded)));
 }
 
+absl::Status HiddenStates::ReadStored(int64_t first, std::span<std::byte> out) const {
+  const uint64_t token_bytes = static_cast<uint64_t>(channels_) * DTypeBytes(dtype_);
+  NIBBLE_CHECK(first >= 0 && out.size() % token_bytes == 0 &&
+               first + static_cast<int64_t>(out.size() / token_bytes) <= tokens_);
+  return ReadBytes(static_cast<uint64_t>(first) * token_bytes, out);
+}
+
+absl::Status HiddenStates::WriteStored(int64_t first, std::span<const std::byte> bytes) {
+  const uint64_t token_bytes = static_cast<uint64_t>(channels_) * DTypeBytes(dtype_);
+  NIBBLE_CHECK(first >= 0 && bytes.size() % token_bytes == 0 &&
+               first + static_cast<int64_t>(bytes.size() / token_bytes) <= tokens_);
+  return WriteBytes(static_cast<uint64_t>(first) * token_bytes, bytes);
+}
+
 absl::Status HiddenStates::Save(const std::string& path,
                                 const std::map<std::string, std::string>& identity) const {
   std::map<std::string, std::string> metadata = {{kKind, "1"},

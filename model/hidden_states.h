@@ -44,6 +44,10 @@ class HiddenStates {
   // out.size() / channels tokens from `first` on. bf16 keeps the nearest value.
   absl::Status Read(int64_t first, std::span<float> out) const;
   absl::Status Write(int64_t first, std::span<const float> values);
+  // The same in the bytes of dtype(), as they are kept. Disjoint tokens may be read and written
+  // from several threads.
+  absl::Status ReadStored(int64_t first, std::span<std::byte> out) const;
+  absl::Status WriteStored(int64_t first, std::span<const std::byte> bytes);
 
   // A safetensors file, whole or not at all: a run that was stopped goes on from it with the same
   // bits. `identity` is what the states were made from, by name.

@@ -10,8 +10,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "base/dtype.h"
 #include "base/uninitialized_vector.h"
+#include "model/hidden_states.h"
 #include "model/rope.h"
 #include "model/weight_source.h"
 
@@ -46,7 +48,7 @@ struct Routing {
   std::vector<float> weight;
 };
 
-// All is float32 but what a linear layer reads: that is rounded once, when it is written, to the
+// All is float32 but what a linear layer reads: that is rounded once, when it is computed, to the
 // type that the operations were made with. `lengths` are those of the sequences whose tokens are
 // the rows.
 class LayerOps {
@@ -59,16 +61,35 @@ class LayerOps {
   // A weight as it is stored, a vector as one row.
   virtual absl::StatusOr<DeviceMatrix> Place(HostTensor tensor) = 0;
 
-  // Into an input of a linear layer: as exactly as products of this device can read.
+  // Whether matrices are float32 in host memory, for all to read.
+  virtual bool in_host_memory() const = 0;
+  // Else: the stream (a cudaStream_t) that all operations run in, one after another; most return
+  // before they are done. Synchronize waits for them.
+  virtual void* stream() const { return nullptr; }
+  virtual absl::Status Synchronize() { return absl::OkStatus(); }
+
+  // Hidden states of out.rows tokens from `first` on.
+  virtual absl::Status ReadStates(const HiddenStates& states, int64_t first,
+                                  const DeviceMatrix& out) = 0;
+  // x becomes the states from `first` on, at the latest when FinishStates returns.
+  // FailedPrecondition, from either, where x holds NaN or infinity. After other failures, too, the
+  // states are of no use; FinishStates is called in any case.
+  virtual absl::Status WriteStates(const DeviceMatrix& x, int64_t first, HiddenStates& states) = 0;
+  virtual absl::Status FinishStates() { return absl::OkStatus(); }
+
+  // Into a float32 matrix, without rounding.
   virtual absl::Status Upload(std::span<const float> values, const DeviceMatrix& out) = 0;
   // The values, in `room` or wherever they lie already; valid until x or room changes.
   virtual absl::StatusOr<std::span<const float>> Download(const DeviceMatrix& x,
                                                           UninitializedVector<float>& room) = 0;
 
+  // The same values; `out` is float32.
+  virtual absl::Status Copy(const DeviceMatrix& x, const DeviceMatrix& out) = 0;
+
   // out = x / sqrt(mean of x^2 + eps) * weight, row by row. out may be x.
   virtual absl::Status RmsNorm(const DeviceMatrix& x, const DeviceMatrix& weight, double eps,
                                const DeviceMatrix& out) = 0;
-  // out = x weight^T + bias; no bias where that is empty.
+  // out = x weight^T + bias; no bias where that is empty. x: float32 or what a linear layer reads.
   virtual absl::Status Linear(const DeviceMatrix& x, const DeviceMatrix& weight,
                               const DeviceMatrix& bias, const DeviceMatrix& out) = 0;
   // Turns each head of x in place.
@@ -94,6 +115,12 @@ class LayerOps {
   // out[rows[i]] += weights[i] * x[i]; rows differ.
   virtual absl::Status AddScaledRows(const DeviceMatrix& x, std::span<const int64_t> rows,
                                      std::span<const float> weights, const DeviceMatrix& out) = 0;
+
+ protected:
+  static absl::Status NonFiniteStates(int64_t token) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("expected finite hidden states, got NaN or infinity for token ", token));
+  }
 };
 
 }  // namespace nibble

@@ -16,12 +16,17 @@ namespace nibble {
 struct LinearInput {
   int64_t layer = 0;                     // the number of layers for lm_head
   std::span<const std::string> modules;  // as LinearModules names them
-  MatrixView x;                          // fp32, tokens x channels, in host memory
-  std::span<const int64_t> tokens;       // which token of the set each row is
-  int64_t expert = -1;                   // of a routed expert: its number
+  // Tokens x channels: fp32 in host memory, or, for a hook that ReadsDeviceMemory of a decoder on a
+  // GPU, fp32 or bf16 in that.
+  MatrixView x;
+  std::span<const int64_t> tokens;  // which token of the set each row is
+  int64_t expert = -1;              // of a routed expert: its number
   // Rows that routing sent to this expert. Not so for the rest of the tokens, which an expert sees
   // only with force_all_experts, in a call of their own.
   bool routed = true;
+  // Of x in device memory, the cudaStream_t in whose order it is ready, and in which whoever reads
+  // it later than in the call has to do so.
+  void* stream = nullptr;
 };
 
 // Calls come from one thread, for one batch of tokens after another and in the order of
@@ -34,10 +39,14 @@ class LinearHook {
 
   virtual absl::Status Observe(const LinearInput& /*input*/) { return absl::OkStatus(); }
 
+  // Whether what this sees and changes may lie in a GPU's memory.
+  virtual bool ReadsDeviceMemory() const { return false; }
+
   // Whether Change is to be called for this module.
   virtual bool Changes(const std::string& /*module*/) const { return false; }
-  // Changes what this module multiplies, after Observe. `x` is the module's own copy of input.x, so
-  // that others that read the same input see it unchanged.
+  // Changes what this module multiplies, after Observe. `x` is the module's own copy of input.x in
+  // fp32, so that others that read the same input see it unchanged; it lies where input.x does, and
+  // is ready.
   virtual absl::Status Change(const LinearInput& /*input*/, const std::string& /*module*/,
                               std::span<float> /*x*/) {
     return absl::OkStatus();

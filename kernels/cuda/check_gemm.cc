@@ -1,13 +1,11 @@
 #include "kernels/cuda/check_gemm.h"
 
-#include <cublasLt.h>
-#include <dlfcn.h>
-
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "base/status.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/post_scale_launch.h"
@@ -15,61 +13,6 @@
 
 namespace nibble {
 namespace {
-
-// The functions of cuBLASLt, of the major version that this was compiled for.
-class CublasLt {
- public:
-  static absl::StatusOr<const CublasLt*> Open() {
-    static const CublasLt library;  // stays open: its threads and memory outlive any plan
-    if (library.error_.empty()) return &library;
-    return absl::UnavailableError(absl::StrCat("check gemm: expected cuBLASLt ", CUBLAS_VER_MAJOR,
-                                               " in the library path, got ", library.error_));
-  }
-
-  decltype(&cublasLtCreate) Create;
-  decltype(&cublasLtDestroy) Destroy;
-  decltype(&cublasLtGetStatusString) GetStatusString;
-  decltype(&cublasLtMatmul) Matmul;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) MatmulAlgoGetHeuristic;
-  decltype(&cublasLtMatmulDescCreate) MatmulDescCreate;
-  decltype(&cublasLtMatmulDescDestroy) MatmulDescDestroy;
-  decltype(&cublasLtMatmulDescSetAttribute) MatmulDescSetAttribute;
-  decltype(&cublasLtMatmulPreferenceCreate) MatmulPreferenceCreate;
-  decltype(&cublasLtMatmulPreferenceDestroy) MatmulPreferenceDestroy;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) MatmulPreferenceSetAttribute;
-  decltype(&cublasLtMatrixLayoutCreate) MatrixLayoutCreate;
-  decltype(&cublasLtMatrixLayoutDestroy) MatrixLayoutDestroy;
-
- private:
-  CublasLt() {
-    const std::string name = absl::StrCat("libcublasLt.so.", CUBLAS_VER_MAJOR);
-    void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      error_ = dlerror();
-      return;
-    }
-    const auto find = [&](const char* symbol, auto& function) {
-      function =
-          reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
-      if (function == nullptr && error_.empty()) error_ = absl::StrCat("one without ", symbol);
-    };
-    find("cublasLtCreate", Create);
-    find("cublasLtDestroy", Destroy);
-    find("cublasLtGetStatusString", GetStatusString);
-    find("cublasLtMatmul", Matmul);
-    find("cublasLtMatmulAlgoGetHeuristic", MatmulAlgoGetHeuristic);
-    find("cublasLtMatmulDescCreate", MatmulDescCreate);
-    find("cublasLtMatmulDescDestroy", MatmulDescDestroy);
-    find("cublasLtMatmulDescSetAttribute", MatmulDescSetAttribute);
-    find("cublasLtMatmulPreferenceCreate", MatmulPreferenceCreate);
-    find("cublasLtMatmulPreferenceDestroy", MatmulPreferenceDestroy);
-    find("cublasLtMatmulPreferenceSetAttribute", MatmulPreferenceSetAttribute);
-    find("cublasLtMatrixLayoutCreate", MatrixLayoutCreate);
-    find("cublasLtMatrixLayoutDestroy", MatrixLayoutDestroy);
-  }
-
-  std::string error_;
-};
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
@@ -207,22 +150,14 @@ class CublasLtPlan final : public CheckGemmPlan {
   }
 
   absl::Status ChooseAlgorithm() {
-    cublasLtMatmulPreference_t preference;
-    NIBBLE_RETURN_IF_ERROR(Checked(lt_.MatmulPreferenceCreate(&preference), "preference"));
-    lt_.MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                     &kWorkspaceBytes, sizeof(kWorkspaceBytes));
-    cublasLtMatmulHeuristicResult_t found;
-    int count = 0;
-    const cublasStatus_t status = lt_.MatmulAlgoGetHeuristic(handle_, operation_, w_, a_, d_, d_,
-                                                             preference, 1, &found, &count);
-    lt_.MatmulPreferenceDestroy(preference);
-    if (status != CUBLAS_STATUS_SUCCESS || count == 0) {
+    const cublasStatus_t status =
+        lt_.ChooseAlgorithm(handle_, operation_, w_, a_, d_, kWorkspaceBytes, algorithm_);
+    if (status != CUBLAS_STATUS_SUCCESS) {
       return absl::UnimplementedError(
           absl::StrCat("check gemm: expected a shape that cuBLASLt has an algorithm for, got ",
                        rows_, " x ", cols_, " x ", depth_, " by ", std::string(NameOf(path_)), " (",
                        lt_.GetStatusString(status), ")"));
     }
-    algorithm_ = found.algo;
     return absl::OkStatus();
   }
 
@@ -297,7 +232,7 @@ absl::StatusOr<std::unique_ptr<CheckGemmPlan>> CheckGemmPlan::Make(CheckGemmPath
         absl::StrCat("check gemm: expected rows and a positive multiple of 16 columns, got ", rows,
                      " and ", cols, " rows of ", depth));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const CublasLt* lt, CublasLt::Open());
+  NIBBLE_ASSIGN_OR_RETURN(const CublasLt* lt, CublasLt::Open("check gemm"));
   auto plan = std::make_unique<CublasLtPlan>(*lt, path, rows, cols, depth);
   NIBBLE_RETURN_IF_ERROR(plan->Prepare());
   return plan;

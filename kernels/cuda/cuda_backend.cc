@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/encode_params.h"
 #include "kernels/cuda/hessian_feedback_launch.h"
+#include "kernels/cuda/inputs/input_sums.h"
 #include "kernels/cuda/measure_error_launch.h"
 #include "kernels/cuda/multiplier_search_launch.h"
 #include "kernels/cuda/observe_launch.h"
@@ -41,6 +44,18 @@ class CudaBackend final : public Backend {
   }
 
   std::string name() const override { return name_; }
+  std::optional<int> cuda_device() const override { return device_; }
+
+  absl::StatusOr<std::unique_ptr<InputSums>> MakeInputSums(int64_t channels, bool hessians,
+                                                           void* stream) override {
+    // Gone with the last sums, before their stream is.
+    std::shared_ptr<InputScratch> scratch = input_scratch_.lock();
+    if (scratch == nullptr) input_scratch_ = scratch = std::make_shared<InputScratch>();
+    return MakeCudaInputSums(device_, channels, hessians,
+                             configs_[static_cast<size_t>(CudaOp::kObserve)],
+                             configs_[static_cast<size_t>(CudaOp::kAccumulateHessian)],
+                             std::move(scratch), static_cast<cudaStream_t>(stream));
+  }
 
  private:
   template <typename T>
@@ -71,6 +86,22 @@ class CudaBackend final : public Backend {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");
   }
 
+  // What is told of x is found on the host, wherever x lies.
+  static absl::StatusOr<std::vector<char>> OnHost(const MatrixView& x) {
+    std::vector<char> values(x.size() * DTypeBytes(x.dtype));
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        cudaMemcpy(values.data(), x.data, values.size(), cudaMemcpyDefault));
+    return values;
+  }
+  static absl::Status Refusal(const MatrixView& x) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto values, OnHost(x));
+    return NonFiniteError({values.data(), x.dtype, x.rows, x.cols});
+  }
+  static absl::Status HessianRefusal(const MatrixView& x, int64_t slice) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto values, OnHost(x));
+    return HessianSumError({values.data(), x.dtype, x.rows, x.cols}, slice);
+  }
+
   // Of x, which `data` is a copy of.
   absl::StatusOr<float> AmaxOf(const MatrixView& x, const void* data) {
     NIBBLE_ASSIGN_OR_RETURN(const auto amax, Allocate<float>(1));
@@ -79,7 +110,7 @@ class CudaBackend final : public Backend {
     float value = 0;
     NIBBLE_RETURN_IF_ERROR(amax.CopyTo(&value));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
-    if (!IsFinite(value)) return NonFiniteError(x);
+    if (!IsFinite(value)) return Refusal(x);
     return value;
   }
 
@@ -164,7 +195,7 @@ class CudaBackend final : public Backend {
     int64_t slice = -1;
     NIBBLE_RETURN_IF_ERROR(bad_slice.CopyTo(&slice));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
-    if (slice >= 0) return HessianSumError(x, slice);
+    if (slice >= 0) return HessianRefusal(x, slice);
     NIBBLE_RETURN_IF_ERROR(sums.CopyTo(hessians.data()));
     return Synchronize();
   }
@@ -440,7 +471,7 @@ class CudaBackend final : public Backend {
     ErrorTotals totals;
     NIBBLE_RETURN_IF_ERROR(device_totals.CopyTo(&totals));
     NIBBLE_RETURN_IF_ERROR(Synchronize());
-    if (totals.bad_x_blocks > 0) return NonFiniteError(x);
+    if (totals.bad_x_blocks > 0) return Refusal(x);
     if (totals.bad_y_blocks > 0) {
       return NonFinitePackedError(static_cast<int64_t>(totals.bad_y_blocks));
     }
@@ -513,12 +544,20 @@ class CudaBackend final : public Backend {
   const cudaStream_t stream_;
   const std::string name_;
   const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
+  std::weak_ptr<InputScratch> input_scratch_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, const TuningStore& tuning) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string name, UseCudaDevice(device));
+  // Without this the driver takes back all free memory at each synchronisation, and has to map it
+  // anew.
+  cudaMemPool_t pool;
+  uint64_t kept_bytes = uint64_t{256} << 20;
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaDeviceGetDefaultMemPool(&pool, device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(
+      cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept_bytes));
   cudaStream_t stream;
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return std::make_unique<CudaBackend>(device, stream,

@@ -65,16 +65,15 @@ class DeviceBuffer {
   T* get() const { return data_; }
   int64_t count() const { return count_; }
 
-  // Both copy all of it and are ordered by the stream; host memory must live until then.
-  absl::Status CopyFrom(const void* host) {
-    return CudaStatus(
-        cudaMemcpyAsync(data_, host, count_ * sizeof(T), cudaMemcpyHostToDevice, stream_),
-        "copy to the device");
+  // Both copy all of it and are ordered by the stream; the other side, host memory or this
+  // device's, must live until then.
+  absl::Status CopyFrom(const void* other) {
+    return CudaStatus(cudaMemcpyAsync(data_, other, count_ * sizeof(T), cudaMemcpyDefault, stream_),
+                      "copy to the device");
   }
-  absl::Status CopyTo(void* host) const {
-    return CudaStatus(
-        cudaMemcpyAsync(host, data_, count_ * sizeof(T), cudaMemcpyDeviceToHost, stream_),
-        "copy from the device");
+  absl::Status CopyTo(void* other) const {
+    return CudaStatus(cudaMemcpyAsync(other, data_, count_ * sizeof(T), cudaMemcpyDefault, stream_),
+                      "copy from the device");
   }
 
  private:

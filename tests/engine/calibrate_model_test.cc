@@ -321,6 +321,10 @@ TEST_F(CalibrateModelTest, AnotherRunIsNotResumed) {
   other.recipe = Request("nvfp4").recipe;
   EXPECT_TRUE(IsError(Run(other).status(), absl::StatusCode::kFailedPrecondition, "recipe"));
   other = request;
+  other.resume = true;
+  other.run.batch_tokens = 1000;  // another rounding
+  EXPECT_TRUE(IsError(Run(other).status(), absl::StatusCode::kFailedPrecondition, "batch tokens"));
+  other = request;
   other.overwrite = true;
   EXPECT_TRUE(Run(other).ok());
   EXPECT_THAT(folder_.Names(), ElementsAre("model", "state"));

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "io/text_file.h"
 #include "model/decoder.h"
 #include "quant/numerics/float_bits.h"
+#include "tests/testing/bytes.h"
 #include "tests/testing/closeness.h"
 #include "tests/testing/decoders.h"
 #include "tests/testing/golden.h"
@@ -25,6 +28,7 @@ using ::nibble::testing::GoldenFile;
 using ::nibble::testing::RecordingHook;
 using ::nibble::testing::RelativeErrorBelow;
 using ::nibble::testing::RunDecoder;
+using ::nibble::testing::SameBytes;
 
 const std::string kFolder = std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/decoders";
 
@@ -49,10 +53,10 @@ struct GoldenDecoder {
     tokens.lengths = golden.Read<int64_t>("lengths");
   }
 
-  std::unique_ptr<Decoder> Make(DType dtype) const {
+  absl::StatusOr<std::unique_ptr<Decoder>> Make(DType dtype,
+                                                std::optional<int> cuda_device = {}) const {
     return Decoder::Make(ReadDecoderConfig(folder.config_json()).value(), FolderWeights(folder),
-                         {.dtype = dtype})
-        .value();
+                         {.dtype = dtype, .cuda_device = cuda_device});
   }
 };
 
@@ -69,19 +73,47 @@ std::vector<float> HessianOf(const std::vector<float>& x, int64_t channels) {
   return {sums.begin(), sums.end()};
 }
 
-class DecoderGoldenTest : public ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Decoders, DecoderGoldenTest, ::testing::ValuesIn(Cases()),
-                         [](const auto& info) { return info.param; });
+// A model, and the GPU that runs it or none. Where there is no GPU the tests skip.
+using Run = std::tuple<std::string, std::optional<int>>;
+
+class DecoderGoldenTest : public ::testing::TestWithParam<Run> {
+ protected:
+  DecoderGoldenTest() : golden_(name()) {}
+  static std::string name() { return std::get<0>(GetParam()); }
+
+  // Null where the test is to be skipped, and has been told so.
+  std::unique_ptr<Decoder> Make(DType dtype) {
+    auto decoder = golden_.Make(dtype, std::get<1>(GetParam()));
+    EXPECT_TRUE(decoder.ok() || absl::IsUnavailable(decoder.status())) << decoder.status();
+    if (decoder.ok()) return *std::move(decoder);
+    [&] { GTEST_SKIP() << decoder.status().message(); }();
+    return nullptr;
+  }
+
+  const GoldenDecoder golden_;
+};
+INSTANTIATE_TEST_SUITE_P(Decoders, DecoderGoldenTest,
+                         ::testing::Combine(::testing::ValuesIn(Cases()),
+                                            ::testing::Values(std::nullopt, 0)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) +
+                                  (std::get<1>(info.param) ? "_on_a_gpu" : "");
+                         });
 
 TEST_P(DecoderGoldenTest, LogitsInFloat32) {
-  const GoldenDecoder golden(GetParam());
-  const std::vector<float> logits = RunDecoder(*golden.Make(DType::kF32), golden.tokens);
+  const auto decoder = Make(DType::kF32);
+  if (decoder == nullptr) return;
+  const GoldenDecoder& golden = golden_;
+  const std::vector<float> logits = RunDecoder(*decoder, golden.tokens);
   EXPECT_TRUE(DifferencesBelow(2e-3, golden.golden.Read<float>("logits"), logits));
 }
 
 TEST_P(DecoderGoldenTest, LogitsInBf16) {
-  const GoldenDecoder golden(GetParam());
-  const std::vector<float> logits = RunDecoder(*golden.Make(DType::kBf16), golden.tokens);
+  const auto decoder = Make(DType::kBf16);
+  if (decoder == nullptr) return;
+  const GoldenDecoder& golden = golden_;
+  const std::vector<float> logits = RunDecoder(*decoder, golden.tokens);
+  EXPECT_TRUE(SameBytes(logits, RunDecoder(*Make(DType::kBf16), golden.tokens)));
   EXPECT_TRUE(CosineAbove(0.9999, golden.golden.Read<float>("logits"), logits));
   // Transformers' own bf16 rounds more often than we do.
   std::vector<float> theirs;
@@ -92,11 +124,13 @@ TEST_P(DecoderGoldenTest, LogitsInBf16) {
 }
 
 TEST_P(DecoderGoldenTest, InputsOfLinearLayers) {
-  const GoldenDecoder golden(GetParam());
+  const auto decoder = Make(DType::kF32);
+  if (decoder == nullptr) return;
+  const GoldenDecoder& golden = golden_;
   RecordingHook hook;
-  RunDecoder(*golden.Make(DType::kF32), golden.tokens, &hook);
+  RunDecoder(*decoder, golden.tokens, &hook);
   const auto reader =
-      SafetensorsReader::Open(kFolder + "/" + GetParam() + "/golden.safetensors").value();
+      SafetensorsReader::Open(kFolder + "/" + name() + "/golden.safetensors").value();
   int inputs = 0;
   for (const TensorInfo& info : reader.tensors()) {
     constexpr std::string_view kInput = "input.", kTokens = "tokens.";
