@@ -16,7 +16,7 @@ cudaError_t LaunchAmax(DType dtype, const void* x, int64_t blocks, float* amax, 
   int sms = 0;
   if (cudaError_t error = QueryMultiprocessors(&sms)) return error;
   return DispatchInput(dtype, [&](auto type) {
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+    return DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr AmaxConfig kConfig = kAmaxConfigs[index];
       const int64_t vectors = blocks * (dtype == DType::kF32 ? 4 : 2);
       constexpr int kTile = kConfig.warps * 32 * kConfig.loads;

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "kernels/cuda/device_code.h"
 
 namespace nibble {
 
@@ -27,11 +28,15 @@ inline absl::Status CudaStatus(cudaError_t error, const char* what) {
   NIBBLE_RETURN_IF_ERROR(::nibble::CudaStatus((expression), #expression))
 
 // The device's name, once it is that of the calling thread. Unavailable where this machine has no
-// such device.
+// such device, or this build no code for it.
 inline absl::StatusOr<std::string> UseCudaDevice(int device) {
   int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
   cudaGetLastError();
+  if (counted != cudaSuccess && counted != cudaErrorNoDevice) {
+    return absl::UnavailableError(absl::StrCat("backend: expected a driver that answers, got ",
+                                               cudaGetErrorString(counted), " for cuda:", device));
+  }
   if (device >= count) {
     return absl::UnavailableError(
         absl::StrCat("backend: expected a CUDA device of this machine, which has ", count,
@@ -40,6 +45,14 @@ inline absl::StatusOr<std::string> UseCudaDevice(int device) {
   cudaDeviceProp properties;
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, device));
+  if (const cudaError_t code = QueryDeviceCode(); code != cudaSuccess) {
+    cudaGetLastError();
+    return absl::UnavailableError(absl::StrCat(
+        "backend: expected a device that this build has code for, got ", properties.name,
+        " of compute capability ", properties.major, ".", properties.minor, " (",
+        cudaGetErrorString(code), "); build with -DCMAKE_CUDA_ARCHITECTURES=", properties.major,
+        properties.minor, properties.major >= 9 ? "a" : "", "-real"));
+  }
   return std::string(properties.name);
 }
 

@@ -16,35 +16,45 @@ struct Bf16 {};
 struct F16 {};
 struct F32 {};
 
-// Calls launch(tag); cudaErrorInvalidValue for types that kernels do not read.
+// What launch(tag) returned, or the last error after one that returns nothing.
+template <typename Launch, typename Tag>
+cudaError_t ErrorOf(const Launch& launch, Tag tag) {
+  if constexpr (std::is_void_v<decltype(launch(tag))>) {
+    launch(tag);
+    return cudaGetLastError();
+  } else {
+    return launch(tag);
+  }
+}
+
+// ErrorOf(launch, a tag of the type); cudaErrorInvalidValue for types that kernels do not read.
 template <typename Launch>
-cudaError_t DispatchInput(DType dtype, const Launch& launch) {
+[[nodiscard]] cudaError_t DispatchInput(DType dtype, const Launch& launch) {
   switch (dtype) {
     case DType::kBf16:
-      launch(Bf16{});
-      break;
+      return ErrorOf(launch, Bf16{});
     case DType::kF16:
-      launch(F16{});
-      break;
+      return ErrorOf(launch, F16{});
     case DType::kF32:
-      launch(F32{});
-      break;
+      return ErrorOf(launch, F32{});
     default:
       return cudaErrorInvalidValue;
   }
-  return cudaGetLastError();
 }
 
-// Calls launch(std::integral_constant<int, index>), 0 <= index < kCount; cudaErrorInvalidValue for
-// any other index.
+// ErrorOf(launch, std::integral_constant<int, index>), 0 <= index < kCount; cudaErrorInvalidValue
+// for any other index. Inside of another dispatch its result is that one's to return: reading the
+// last error clears it.
 template <int kCount, typename Launch>
-cudaError_t DispatchIndex(int index, const Launch& launch) {
-  if (index < 0 || index >= kCount) return cudaErrorInvalidValue;
+[[nodiscard]] cudaError_t DispatchIndex(int index, const Launch& launch) {
+  cudaError_t error = cudaErrorInvalidValue;
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    (void)((index == kIndex && (launch(std::integral_constant<int, kIndex>{}), true)) || ...);
+    (void)((index == kIndex &&
+            (error = ErrorOf(launch, std::integral_constant<int, kIndex>{}), true)) ||
+           ...);
   }
   (std::make_integer_sequence<int, kCount>{});
-  return cudaGetLastError();
+  return error;
 }
 
 }  // namespace nibble

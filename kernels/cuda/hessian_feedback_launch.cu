@@ -11,7 +11,7 @@ cudaError_t LaunchHessianFeedback(DType dtype, const HessianFeedbackArgs& args, 
   if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
   if (args.rows == 0) return cudaSuccess;
   return DispatchInput(dtype, [&](auto type) {
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+    return DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr int kThreads = kHessianFeedbackConfigs[index].warps * 32;
       const int64_t grid = (args.rows + kThreads - 1) / kThreads * args.slices;
       HessianFeedbackKernel<decltype(type), kThreads / 32>

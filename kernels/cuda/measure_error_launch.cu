@@ -16,7 +16,7 @@ cudaError_t LaunchMeasureError(DType dtype, const MeasureErrorArgs& args, int co
   const int64_t blocks = args.packed.blocks();
   if (blocks == 0) return cudaSuccess;
   return DispatchInput(dtype, [&](auto type) {
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+    return DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr int kWarps = kMeasureErrorConfigs[index].warps;
       constexpr int64_t kPerThreadBlock =
           int64_t{kWarps} * 32 * kMeasureErrorConfigs[index].blocks_per_thread;

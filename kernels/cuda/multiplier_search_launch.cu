@@ -15,7 +15,7 @@ cudaError_t LaunchMultiplierSearch(DType dtype, const MultiplierSearchArgs& args
       args.global_amax, args.bound, args.grid, count,
       static_cast<MultiplierSearchTables*>(args.workspace));
   return DispatchInput(dtype, [&](auto type) {
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+    return DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr int kWarps = kMultiplierSearchConfigs[index].warps;
       constexpr int kBlocksPerThread = kMultiplierSearchConfigs[index].blocks_per_thread;
       constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32 * kBlocksPerThread;

@@ -15,7 +15,7 @@ cudaError_t LaunchObserve(DType dtype, const ObserveArgs& args, int config, cuda
   ClearObservationKernel<<<static_cast<unsigned>(clearing), kClearThreads, 0, stream>>>(args);
   if (args.rows == 0) return cudaGetLastError();
   return DispatchInput(dtype, [&](auto type) {
-    DispatchIndex<kConfigs>(config, [&](auto index) {
+    return DispatchIndex<kConfigs>(config, [&](auto index) {
       constexpr ObserveConfig kConfig = kObserveConfigs[index];
       constexpr int kStripColumns = 512 / Magnitude<decltype(type)>::kBytes;
       constexpr int kTileRows = kConfig.warps * kConfig.rows_per_warp;

@@ -30,14 +30,12 @@ cudaError_t LaunchPostScale(DType dtype, const PostScaleArgs& args, int config,
   if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
   if (args.rows == 0 || args.cols == 0) return cudaSuccess;
   const int64_t per_vector = dtype == DType::kF32 ? 4 : 8;
-  cudaError_t error = cudaSuccess;
-  const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
+  return DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
-    error = args.cols % per_vector == 0
-                ? Launch<T, true>(args, args.cols / per_vector, config, stream)
-                : Launch<T, false>(args, args.cols, config, stream);
+    return args.cols % per_vector == 0
+               ? Launch<T, true>(args, args.cols / per_vector, config, stream)
+               : Launch<T, false>(args, args.cols, config, stream);
   });
-  return error != cudaSuccess ? error : dispatched;
 }
 
 }  // namespace nibble

@@ -76,16 +76,14 @@ cudaError_t DispatchMethod(const QuantizeArgs& args, int config, cudaStream_t st
 
 cudaError_t LaunchQuantize(const QuantizeArgs& args, int config, cudaStream_t stream) {
   const bool given = args.given_scale != nullptr;
-  if (config < 0 || config >= kConfigs ||
+  if (config < 0 || config >= kConfigs || !IsQuantizable(args.dtype) ||
+      (args.scheme == Scheme::kTile2d && args.rows % kBlockSize != 0) ||
       (given && (args.method != EncodeMethod::kCheckpoint || args.scheme == Scheme::kTile2d))) {
     return cudaErrorInvalidValue;
   }
-  if (args.rows == 0) return cudaSuccess;
-  cudaError_t launched = cudaSuccess;
-  const cudaError_t dispatched = DispatchInput(args.dtype, [&](auto type) {
-    launched = DispatchMethod<decltype(type)>(args, config, stream);
-  });
-  return launched != cudaSuccess ? launched : dispatched;
+  if (args.rows == 0 || args.cols == 0) return cudaSuccess;
+  return DispatchInput(
+      args.dtype, [&](auto type) { return DispatchMethod<decltype(type)>(args, config, stream); });
 }
 
 }  // namespace nibble

@@ -29,21 +29,21 @@ cudaError_t LaunchFilter(const ScaleSweepHessianArgs& args, cudaStream_t stream)
 cudaError_t LaunchScaleSweepHessian(DType dtype, const ScaleSweepHessianArgs& args, int config,
                                     cudaStream_t stream) {
   constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepHessianConfigs));
-  if (config < 0 || config >= kConfigs) return cudaErrorInvalidValue;
+  if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
   if (args.rows == 0 || args.slices == 0) return cudaSuccess;
-  cudaError_t error = cudaSuccess;
-  const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
+  return DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
     constexpr int kBits = std::is_same_v<T, Bf16> ? 8 : std::is_same_v<T, F16> ? 11 : 0;
     PrepareHessianSweep<<<static_cast<unsigned>(args.slices + 1), kHessianPrepareThreads, 0,
                           stream>>>(args, kBits);
+    if (cudaError_t error = cudaGetLastError()) return error;
     if constexpr (kBits != 0) {
       if (!args.exhaustive) {
-        DispatchIndex<kConfigs>(config, [&](auto index) {
+        const cudaError_t error = DispatchIndex<kConfigs>(config, [&](auto index) {
           constexpr ScaleSweepHessianConfig kConfig = kScaleSweepHessianConfigs[index];
-          error = LaunchFilter<T, kConfig.warps, kConfig.tiles, kConfig.resident>(args, stream);
+          return LaunchFilter<T, kConfig.warps, kConfig.tiles, kConfig.resident>(args, stream);
         });
-        if (error != cudaSuccess) return;
+        if (error != cudaSuccess) return error;
       }
     }
     constexpr int kThreads = kHessianSearchWarps * 32;
@@ -51,8 +51,8 @@ cudaError_t LaunchScaleSweepHessian(DType dtype, const ScaleSweepHessianArgs& ar
     const int64_t tiles = (args.rows + kThreads - 1) / kThreads * args.slices;
     HessianSearchKernel<T>
         <<<static_cast<unsigned>(std::min(tiles, kMostThreadBlocks)), kThreads, 0, stream>>>(args);
+    return cudaGetLastError();
   });
-  return error != cudaSuccess ? error : dispatched;
 }
 
 }  // namespace nibble

@@ -9,18 +9,25 @@ namespace nibble {
 namespace {
 
 constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepConfigs));
+constexpr int kLast = kConfigs - 1;           // fits into every device's shared memory
+constexpr int kLeastSharedBytes = 99 * 1024;  // that of compute capabilities 8.9 and 12.0
 
 }  // namespace
 
 cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config,
                              cudaStream_t stream) {
-  if (config < 0 || config >= kConfigs) return cudaErrorInvalidValue;
   const ScaleSweepEncodeArgs& encode = args.encode;
+  const bool swizzles = encode.packed != nullptr && encode.swizzled_scale != nullptr;
+  if (config < 0 || config >= kConfigs || !IsQuantizable(dtype) ||
+      (swizzles && (encode.blocks_per_row <= 0 || args.blocks % encode.blocks_per_row != 0)) ||
+      (encode.loss_sum != nullptr && encode.group_sums == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
   if (args.blocks == 0) {
     if (encode.loss_sum == nullptr) return cudaSuccess;
     return cudaMemsetAsync(encode.loss_sum, 0, sizeof(double), stream);
   }
-  if (encode.packed != nullptr && encode.swizzled_scale != nullptr) {
+  if (swizzles) {
     const int64_t bytes = SwizzledBytes(args.blocks / encode.blocks_per_row, encode.blocks_per_row);
     if (bytes != args.blocks) {  // there is padding
       if (cudaError_t error = cudaMemsetAsync(encode.swizzled_scale, 0, bytes, stream)) {
@@ -34,22 +41,23 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
   if (cudaError_t error = QueryDevice(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes)) {
     return error;
   }
-  cudaError_t launch_error = cudaSuccess;
-  const cudaError_t error = DispatchInput(dtype, [&](auto type) {
+  return DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
     constexpr int kThreads = 128;
     MakeScaleSweepTables<std::is_same_v<T, Bf16>>
         <<<4 * 8 * kBoundCells / kThreads, kThreads, 0, stream>>>(args.global_amax, args.bound,
                                                                   args.tables);
+    if (cudaError_t error = cudaGetLastError()) return error;
     const auto launch = [&](auto index, auto encode) {
       constexpr int kWarps = kScaleSweepConfigs[index].warps;
       constexpr int kBlocksPerThread = kScaleSweepConfigs[index].blocks_per_thread;
       constexpr int kShared = sizeof(ScaleSweepShared<kWarps, kBlocksPerThread>);
-      if (kShared > shared_bytes) return false;
+      static_assert(index != kLast || kShared <= kLeastSharedBytes);
       const auto kernel = ScaleSweepKernel<T, kWarps, kBlocksPerThread, encode>;
-      launch_error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-      if (launch_error != cudaSuccess) return true;
+      if (cudaError_t error =
+              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared)) {
+        return error;
+      }
       constexpr int64_t kPerThreadBlock = int64_t{kWarps} * 32;
       const int64_t grid =
           std::min<int64_t>((args.blocks + kPerThreadBlock - 1) / kPerThreadBlock, multiprocessors);
@@ -64,23 +72,19 @@ cudaError_t LaunchScaleSweep(DType dtype, const ScaleSweepArgs& args, int config
       launch_config.stream = stream;
       launch_config.attrs = &overlap;
       launch_config.numAttrs = major >= 9 ? 1 : 0;
-      cudaLaunchKernelEx(&launch_config, kernel, args);
-      return true;
+      return cudaLaunchKernelEx(&launch_config, kernel, args);
     };
-    DispatchIndex<kConfigs>(config, [&](auto index) {
-      constexpr std::integral_constant<int, kConfigs - 1> kFitsEverywhere;
+    return DispatchIndex<kConfigs>(config, [&](auto index) {
+      constexpr ScaleSweepConfig kConfig = kScaleSweepConfigs[index];
+      const bool fits = sizeof(ScaleSweepShared<kConfig.warps, kConfig.blocks_per_thread>) <=
+                        static_cast<size_t>(shared_bytes);
       const auto launch_what_fits = [&](auto encode) {
-        if (launch(index, encode) || launch(kFitsEverywhere, encode)) return;
-        launch_error = cudaErrorInvalidConfiguration;
+        return fits ? launch(index, encode) : launch(std::integral_constant<int, kLast>(), encode);
       };
-      if (args.encode.packed != nullptr) {
-        launch_what_fits(std::true_type());
-      } else {
-        launch_what_fits(std::false_type());
-      }
+      return encode.packed != nullptr ? launch_what_fits(std::true_type())
+                                      : launch_what_fits(std::false_type());
     });
   });
-  return launch_error != cudaSuccess ? launch_error : error;
 }
 
 }  // namespace nibble

@@ -19,7 +19,8 @@ namespace nibble::testing {
 
 inline constexpr DType kInputDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
-// Device memory that frees itself; copies to and from it are synchronous.
+// Device memory that frees itself; copies to and from it are synchronous. Fresh memory is no copy of
+// what an earlier array left there, so that what a kernel does not write shows.
 template <typename T>
 class DeviceArray {
  public:
@@ -27,6 +28,7 @@ class DeviceArray {
     void* data = nullptr;
     EXPECT_EQ(cudaMalloc(&data, count * sizeof(T) + 16), cudaSuccess);
     data_ = static_cast<T*>(data);
+    Fill(0xA7);
   }
   explicit DeviceArray(std::span<const T> values) : DeviceArray(values.size()) { Set(values); }
   DeviceArray(const DeviceArray&) = delete;
@@ -39,7 +41,7 @@ class DeviceArray {
     ASSERT_EQ(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
               cudaSuccess);
   }
-  // Every byte, so that what a kernel does not write shows.
+  // Every byte.
   void Fill(uint8_t byte) { ASSERT_EQ(cudaMemset(data_, byte, count_ * sizeof(T)), cudaSuccess); }
   std::vector<T> Get() const {
     std::vector<T> values(count_);

@@ -235,7 +235,8 @@ TEST_F(CudaAccumulateHessianTest, MoreElementsThanAnInt32Counts) {
   }
 }
 
-TEST_F(CudaAccumulateHessianTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaAccumulateHessianLaunchTest, RefusesUnknownConfigsAndTypes) {
   const AccumulateHessianArgs args = {.tokens = 1, .channels = 16};
   EXPECT_EQ(LaunchAccumulateHessian(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchAccumulateHessian(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);

@@ -114,7 +114,8 @@ TEST_F(CudaAmaxTest, MoreElementsThanAnInt32Counts) {
   }
 }
 
-TEST_F(CudaAmaxTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaAmaxLaunchTest, RefusesUnknownConfigsAndTypes) {
   EXPECT_EQ(LaunchAmax(DType::kBf16, nullptr, 1, nullptr, kConfigs, nullptr),
             cudaErrorInvalidValue);
   EXPECT_EQ(LaunchAmax(DType::kBf16, nullptr, 1, nullptr, -1, nullptr), cudaErrorInvalidValue);

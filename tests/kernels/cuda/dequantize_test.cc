@@ -149,7 +149,8 @@ TEST_F(CudaDequantizeTest, WithoutTheGlobalScale) {
   }
 }
 
-TEST_F(CudaDequantizeTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaDequantizeLaunchTest, RefusesUnknownConfigsAndTypes) {
   EXPECT_EQ(LaunchDequantize(DType::kBf16, {}, 99, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchDequantize(DType::kBf16, {}, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchDequantize(DType::kF16, {}, 0, nullptr), cudaErrorInvalidValue);

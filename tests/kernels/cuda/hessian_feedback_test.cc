@@ -156,7 +156,8 @@ TEST_F(CudaHessianFeedbackTest, NoRows) {
   ExpectSame({}, {nullptr, DType::kBf16, 0, 32}, MakeHessians(Activations::kIid, 2));
 }
 
-TEST_F(CudaHessianFeedbackTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaHessianFeedbackLaunchTest, RefusesUnknownConfigsAndTypes) {
   const HessianFeedbackArgs args = {.rows = 1, .slices = 1};
   EXPECT_EQ(LaunchHessianFeedback(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchHessianFeedback(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);

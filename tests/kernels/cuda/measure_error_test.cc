@@ -195,7 +195,8 @@ TEST_F(CudaMeasureErrorTest, EveryConfigReplaysFromAGraph) {
   }
 }
 
-TEST_F(CudaMeasureErrorTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaMeasureErrorLaunchTest, RefusesUnknownConfigsAndTypes) {
   EXPECT_EQ(LaunchMeasureError(DType::kBf16, {}, 99, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchMeasureError(DType::kBf16, {}, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchMeasureError(DType::kF64, {}, 0, nullptr), cudaErrorInvalidValue);

@@ -140,7 +140,8 @@ TEST_F(CudaMultiplierSearchTest, EveryConfigReplaysFromAGraph) {
   }
 }
 
-TEST_F(CudaMultiplierSearchTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaMultiplierSearchLaunchTest, RefusesUnknownConfigsAndTypes) {
   EXPECT_EQ(LaunchMultiplierSearch(DType::kBf16, {}, 99, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchMultiplierSearch(DType::kBf16, {}, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchMultiplierSearch(DType::kF64, {}, 0, nullptr), cudaErrorInvalidValue);

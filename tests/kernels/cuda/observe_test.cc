@@ -212,7 +212,8 @@ TEST_F(CudaObserveTest, MoreElementsThanAnInt32Counts) {
   }
 }
 
-TEST_F(CudaObserveTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaObserveLaunchTest, RefusesUnknownConfigsAndTypes) {
   const ObserveArgs args = {.rows = 1, .cols = 16};
   EXPECT_EQ(LaunchObserve(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchObserve(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);

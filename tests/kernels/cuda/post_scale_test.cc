@@ -120,7 +120,8 @@ TEST_F(CudaPostScaleTest, EveryConfigReplaysFromAGraph) {
   }
 }
 
-TEST_F(CudaPostScaleTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaPostScaleLaunchTest, RefusesUnknownConfigsAndTypes) {
   EXPECT_EQ(LaunchPostScale(DType::kBf16, {}, 99, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchPostScale(DType::kBf16, {}, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchPostScale(DType::kF64, {}, 0, nullptr), cudaErrorInvalidValue);

@@ -388,7 +388,8 @@ TEST_F(CudaQuantizeTest, MoreThanTwoToTheThirtyOneElements) {
   }
 }
 
-TEST_F(CudaQuantizeTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaQuantizeLaunchTest, RefusesUnknownConfigsAndTypes) {
   const int configs = static_cast<int>(std::size(kQuantizeConfigs));
   EXPECT_EQ(LaunchQuantize({}, configs, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchQuantize({}, -1, nullptr), cudaErrorInvalidValue);

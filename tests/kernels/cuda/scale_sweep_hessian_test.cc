@@ -238,7 +238,8 @@ TEST_F(CudaScaleSweepHessianTest, RefusesWhatTheCpuRefuses) {
   expect_same(with(300, NAN));
 }
 
-TEST_F(CudaScaleSweepHessianTest, RefusesUnknownConfigsAndTypes) {
+// Before a device is touched.
+TEST(CudaScaleSweepHessianLaunchTest, RefusesUnknownConfigsAndTypes) {
   const ScaleSweepHessianArgs args = {.rows = 1, .slices = 1};
   EXPECT_EQ(LaunchScaleSweepHessian(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchScaleSweepHessian(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);
