@@ -25,6 +25,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <memory>
 #include <optional>
@@ -195,6 +196,7 @@ class FirstInput final : public LinearHook {
 
 struct LayerTimes {
   double all = 0, copying_weights = 0, after_weights = 0;  // seconds
+  double cpu = 0;                                          // of all threads
 };
 
 class Bench {
@@ -222,7 +224,8 @@ class Bench {
                              .value();
     const TokenSet one = TokensOf(config_, options_.tokens, options_.sequence, 1);
     const TokenSet more = TokensOf(config_, options_.tokens, options_.sequence, options_.batches);
-    std::vector<double> bare, square, layer, observed, copying, batch, observed_batch;
+    std::vector<double> bare, square, layer, observed, copying, batch, observed_batch, cpu,
+        observed_cpu;
     double flops = 0;
     constexpr double kSquare = 8192;
     for (int round = 0; round < options_.rounds; ++round) {
@@ -234,7 +237,10 @@ class Bench {
       const LayerTimes plain = RunLayer(*decoder, one, false);
       layer.push_back(plain.all);
       copying.push_back(plain.copying_weights);
-      observed.push_back(RunLayer(*decoder, one, true).all);
+      cpu.push_back(plain.cpu);
+      const LayerTimes seen = RunLayer(*decoder, one, true);
+      observed.push_back(seen.all);
+      observed_cpu.push_back(seen.cpu);
       if (options_.batches == 0) continue;
       const double n = static_cast<double>(options_.batches);
       batch.push_back(RunLayer(*decoder, more, false).after_weights / n);
@@ -251,6 +257,8 @@ class Bench {
         static_cast<double>(options_.tokens) / layer_s, MedianOf(observed) * 1e3,
         100 * (MedianOf(observed) / layer_s - 1), bare_s * 1e3, flops / bare_s * 1e-9,
         bare_s / layer_s);
+    std::printf("  time of all CPUs: %.2f ms, observed %.2f ms (%+.1f %%)\n", MedianOf(cpu) * 1e3,
+                MedianOf(observed_cpu) * 1e3, 100 * (MedianOf(observed_cpu) / MedianOf(cpu) - 1));
     if (options_.batches == 0) return;
     const double batch_s = MedianOf(batch);
     std::printf("  a batch among %lld: %.3f ms, %.0f tokens/s; observed %.3f ms (%+.1f %%)\n",
@@ -286,11 +294,13 @@ class Bench {
     reading_ = 0;
     absl::Status status;
     LayerTimes times;
+    const std::clock_t cpu = std::clock();
     times.all = SecondsOf([&] {
       status = decoder.RunLayer(hidden, &hook);
       if (observe) status.Update(observer->States().status());
       times.after_weights = hook.SecondsSince();
     });
+    times.cpu = static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC;
     times.copying_weights = reading_;
     if (!status.ok()) {
       std::fprintf(stderr, "prefill_bench: %s\n", std::string(status.message()).c_str());

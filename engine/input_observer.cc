@@ -22,19 +22,24 @@ absl::Status InputObserver::Observe(const LinearInput& input) {
 absl::StatusOr<CalibrationStates> InputObserver::States() {
   CalibrationStates states;
   for (const auto& [module, hessians] : wanted_) {
-    const auto shared = shared_.find(module);
-    if (shared == shared_.end()) {
+    const auto shared = shared_.extract(module);
+    if (shared.empty()) {
       states.emplace(module, InputCollector(hessians));
       continue;
     }
-    Inputs& inputs = *shared->second;
+    Inputs& inputs = *shared.mapped();
     if (inputs.sums != nullptr) {
       auto result = inputs.sums->Result();
       if (!result.ok()) return Annotate(result.status(), module);
       inputs.collector = InputCollector::Of(*std::move(result), inputs.columns, inputs.hessians);
       inputs.sums = nullptr;
     }
-    states.emplace(module, inputs.collector);
+    // The last of those that share it takes it.
+    if (shared.mapped().use_count() == 1) {
+      states.emplace(module, std::move(inputs.collector));
+    } else {
+      states.emplace(module, inputs.collector);
+    }
   }
   return states;
 }

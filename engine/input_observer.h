@@ -28,7 +28,7 @@ class InputObserver final : public LinearHook {
   bool ReadsDeviceMemory() const override { return backend_.cuda_device().has_value(); }
   absl::Status Observe(const LinearInput& input) override;
 
-  // Of every module that is wanted, seen or not.
+  // Of every module that is wanted, seen or not. What was observed is gone afterwards.
   absl::StatusOr<CalibrationStates> States();
 
  private:
