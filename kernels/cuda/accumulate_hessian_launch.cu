@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/accumulate_hessian_kernel.cuh"
 #include "kernels/cuda/accumulate_hessian_launch.h"
+#include "kernels/cuda/accumulate_hessian_total.cuh"
 
 namespace nibble {
 

@@ -1,10 +1,7 @@
 #include <algorithm>
 #include <iterator>
 
-// Its second kernel is no template: under its own name it would be defined twice.
-#define HessianTotalKernel HessianTotalKernelOfUnits
 #include "kernels/cuda/accumulate_hessian_kernel.cuh"
-#undef HessianTotalKernel
 #include "kernels/cuda/inputs/input_sums_launch.h"
 #include "quant/numerics/window_sum.h"
 
@@ -111,16 +108,18 @@ cudaError_t LaunchHessianUnits(DType dtype, const HessianUnitsArgs& all, int con
                                         .bad_slice = args.scratch};
     const int64_t units = groups * ((slices + kHessianSlices - 1) / kHessianSlices);
     return DispatchInput(dtype, [&](auto type) {
-      DispatchIndex<kConfigs>(config, [&](auto index) {
+      const cudaError_t error = DispatchIndex<kConfigs>(config, [&](auto index) {
         constexpr int kWarps = kAccumulateHessianConfigs[index].warps;
         constexpr int kRingBytes = kAccumulateHessianConfigs[index].ring_bytes;
         HessianGroupKernel<decltype(type), kWarps, kRingBytes>
             <<<static_cast<unsigned>((units + kWarps - 1) / kWarps), kWarps * 32, 0, stream>>>(
                 sums, chain);
       });
+      if (error != cudaSuccess) return error;
       const int unit_groups = static_cast<int>(HessianGroups(unit_tokens, slices));
       AddUnitsKernel<<<static_cast<unsigned>(slices), kHessianEntries, 0, stream>>>(
           args, unit_groups, groups);
+      return cudaGetLastError();
     });
   };
   const int64_t rest = all.tokens % kInputUnitTokens, whole = all.tokens - rest;
