@@ -13,7 +13,7 @@ struct CopyRowsConfig {
 };
 
 // Every launch shape. The first is the default.
-inline constexpr CopyRowsConfig kCopyRowsConfigs[] = {{8}, {16}, {6}};
+inline constexpr CopyRowsConfig kCopyRowsConfigs[] = {{16}, {8}};
 
 }  // namespace nibble
 

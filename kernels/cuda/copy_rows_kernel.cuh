@@ -310,7 +310,7 @@ class RowsWarp {
 };
 
 // How many thread blocks a multiprocessor has: what shared memory allows.
-constexpr int RowsBlocks(int warps) { return warps <= 6 ? 3 : warps <= 8 ? 2 : 1; }
+constexpr int RowsBlocks(int warps) { return warps <= 8 ? 2 : 1; }
 
 // cluster: thread blocks; side by side, they cover the rows. walks: clusters, where the matrix is
 // one; groups have one for each tile.

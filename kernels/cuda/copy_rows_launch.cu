@@ -16,11 +16,8 @@ int64_t ThreadBlocks(int64_t cols, int warps) {
 
 // Warps of a thread block with columns: those of the config, or what rows of this length need.
 int WarpsFor(int64_t cols, int config) {
-  int warps = kCopyRowsConfigs[config].warps;
-  for (int more : {8, kRowsWarps}) {
-    if (more > warps && ThreadBlocks(cols, warps) > kRowsCluster) warps = more;
-  }
-  return warps;
+  const int warps = kCopyRowsConfigs[config].warps;
+  return ThreadBlocks(cols, warps) > kRowsCluster ? kRowsWarps : warps;
 }
 
 template <typename T, Rht kRht, int kWarps>
@@ -107,9 +104,8 @@ cudaError_t LaunchCopyRows(DType dtype, const CopyAmaxArgs& maxima, const Encode
     if constexpr (!std::is_same_v<T, F32>) {
       DispatchIndex<3>(static_cast<int>(maxima.column_rht), [&](auto rht) {
         constexpr Rht kRht = static_cast<Rht>(int{rht});
-        error = warps == 6   ? LaunchRows<T, kRht, 6>(maxima, row, stream)
-                : warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
-                             : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
+        error = warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
+                           : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
       });
     }
   });

@@ -188,6 +188,24 @@ TEST_F(CudaQuantizeCopiesTest, EveryShape) {
   }
 }
 
+// Rows that one thread block holds, that several do with room left, and that are too long.
+TEST_F(CudaQuantizeCopiesTest, BothCopiesInClusters) {
+  const std::pair<int64_t, int64_t> shapes[] = {{16, 16},   {48, 208},   {144, 2064},
+                                                {32, 8208}, {16, 16384}, {16, 16400}};
+  for (DType dtype : {DType::kBf16, DType::kF16}) {
+    for (const auto& [rows, cols] : shapes) {
+      const Matrix x(Distribution::kOutliers, dtype, rows, cols);
+      for (bool swizzle : {false, true}) {
+        QuantizeBothParams both;
+        both.rowwise.scheme = both.columnwise.scheme = Scheme::kPerToken;
+        both.rowwise.swizzle = both.columnwise.swizzle = swizzle;
+        both.columnwise.rht = swizzle ? Rht::kSigns : Rht::kNone;
+        ExpectSameBoth(both, x.view);
+      }
+    }
+  }
+}
+
 TEST_F(CudaQuantizeCopiesTest, GlobalAmaxOfTheCallers) {
   const Matrix x(Distribution::kNormal, DType::kBf16, 32, 160);
   for (float g : {0.0f, 1e-42f, 1e-20f, 0.5f, 3e38f}) {
