@@ -180,10 +180,7 @@ class RowsWarp {
                        band % 2 * sizeof(RowsShared::warp_max[0]) + 4 * place,
                    in_row % 2 == 0 ? pair & 0xFFFFu : pair >> 16);
     }
-    __syncwarp();
-    if (Lane() == 0) {
-      ArriveAtBarrier(shared_ + offsetof(RowsShared, warps_said) + band % 2 * 8);
-    }
+    ArriveAtBarrier(shared_ + offsetof(RowsShared, warps_said) + band % 2 * 8);
     if (has_column) {
       uint2 raw[kBlockSize];
 #pragma unroll
@@ -334,8 +331,8 @@ __global__ void __launch_bounds__((kWarps + 1) * 32, RowsBlocks(kWarps))
   const unsigned scales_made = shared + offsetof(RowsShared, scales_made);
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
-      InitBarrier(warps_said + 8 * i, kWarps);
-      InitBarrier(scales_made + 8 * i, 1);
+      InitBarrier(warps_said + 8 * i, kWarps * 32);
+      InitBarrier(scales_made + 8 * i, 32);
     }
     for (int i = 0; i < RowsShared::kPeerBands; ++i) InitBarrier(blocks_said + 8 * i, 1);
     PublishBarriers();
@@ -350,21 +347,28 @@ __global__ void __launch_bounds__((kWarps + 1) * 32, RowsBlocks(kWarps))
     for (int band = 0; band < walk.bands; ++band) {
       using M = Magnitude<T>;
       WaitForBarrier(warps_said + band % 2 * 8, band / 2);
-      const int peer = band % RowsShared::kPeerBands;
+      uint32_t largest = 0;
       if (lane < kBlockSize) {
-        uint32_t largest = 0;
 #pragma unroll
         for (int i = 0; i < kWarps; ++i) largest = max(largest, own.warp_max[band % 2][i][lane]);
-        const unsigned place = SharedAddress(&own.block_max[peer][rank][lane]);
-        for (unsigned i = 0; i < cluster; ++i) {
-          SendToCluster(InCluster(place, i), largest, InCluster(blocks_said + 8 * peer, i));
+      }
+      if (cluster > 1) {
+        const int peer = band % RowsShared::kPeerBands;
+        if (lane < kBlockSize) {
+          const unsigned place = SharedAddress(&own.block_max[peer][rank][lane]);
+          for (unsigned i = 0; i < cluster; ++i) {
+            SendToCluster(InCluster(place, i), largest, InCluster(blocks_said + 8 * peer, i));
+          }
+        }
+        if (lane == 0) ArriveAndExpect(blocks_said + 8 * peer, 4 * kBlockSize * cluster);
+        WaitForSent(blocks_said + 8 * peer, band / RowsShared::kPeerBands);
+        if (lane < kBlockSize) {
+          for (unsigned i = 0; i < cluster; ++i) {
+            largest = max(largest, own.block_max[peer][i][lane]);
+          }
         }
       }
-      if (lane == 0) ArriveAndExpect(blocks_said + 8 * peer, 4 * kBlockSize * cluster);
-      WaitForSent(blocks_said + 8 * peer, band / RowsShared::kPeerBands);
       if (lane < kBlockSize) {
-        uint32_t largest = 0;
-        for (unsigned i = 0; i < cluster; ++i) largest = max(largest, own.block_max[peer][i][lane]);
         const float amax = M::ToFloat(largest);
         own.outer[band % 2][lane] = MakeFastOuter(amax, copy.encode.bound);
         own.amax[band % 2][lane] = amax;
@@ -373,8 +377,7 @@ __global__ void __launch_bounds__((kWarps + 1) * 32, RowsBlocks(kWarps))
         }
         source = LargerNan(source, amax);
       }
-      __syncwarp();
-      if (lane == 0) ArriveAtBarrier(scales_made + band % 2 * 8);
+      ArriveAtBarrier(scales_made + band % 2 * 8);
     }
     if (rank != 0) return;
     source = FloatFromBits(__reduce_max_sync(kWholeWarp, FloatBits(source)));

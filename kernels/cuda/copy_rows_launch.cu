@@ -106,8 +106,10 @@ cudaError_t LaunchCopyRows(DType dtype, const CopyAmaxArgs& maxima, const Encode
         constexpr Rht kRht = static_cast<Rht>(int{rht});
         error = warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
                            : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
+        return error;
       });
     }
+    return error;
   });
   return error != cudaSuccess ? error : dispatched;
 }
