@@ -5,6 +5,7 @@
 #include "bench/cuda/bench.h"
 #include "kernels/cuda/copy_amax_launch.h"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/copy_rows_launch.h"
 
 namespace nibble::bench {
 namespace {
@@ -53,6 +54,12 @@ class Copies {
       return LaunchCopyAmax(DType::kBf16, amax_, config, nullptr);
     });
   }
+  double RowsMs(int config) {
+    return MedianMs([&](int run) {
+      amax_.x = x_[run];
+      return LaunchCopyRows(DType::kBf16, amax_, encode_.row, config, nullptr);
+    });
+  }
   double EncodeMs(int config) {
     return MedianMs([&](int run) {
       encode_.x = x_[run];
@@ -60,7 +67,9 @@ class Copies {
       return LaunchCopyEncode(DType::kBf16, encode_, config, nullptr);
     });
   }
-  double AllMs(int amax_config, int encode_config) {
+  // As the backend does it.
+  double AllMs(int amax_config, int rows_config, int encode_config) {
+    const bool rows_first = CopyRowsFits(DType::kBf16, amax_, encode_.row);
     return MedianMs([&](int run) {
       amax_.x = encode_.x = x_[run];
       encode_.follows_amax = true;
@@ -69,9 +78,17 @@ class Copies {
                                                       As<RowGroup>(starts_), nullptr);
         if (error != cudaSuccess) return error;
       }
-      const cudaError_t error = LaunchCopyAmax(DType::kBf16, amax_, amax_config, nullptr);
+      CopyEncodeArgs left = encode_;
+      cudaError_t error;
+      if (rows_first) {
+        error = LaunchCopyRows(DType::kBf16, amax_, encode_.row, rows_config, nullptr);
+        left.row.packed = nullptr;
+        if (left.column.packed == nullptr) return error;
+      } else {
+        error = LaunchCopyAmax(DType::kBf16, amax_, amax_config, nullptr);
+      }
       if (error != cudaSuccess) return error;
-      return LaunchCopyEncode(DType::kBf16, encode_, encode_config, nullptr);
+      return LaunchCopyEncode(DType::kBf16, left, encode_config, nullptr);
     });
   }
 
@@ -104,7 +121,7 @@ void BenchQuantizeCopies() {
   };
   Copies copies(kRows, kCols, {kRows});
   copies.Set(Scheme::kPerToken, EncodeMethod::kRuntime, Rht::kSigns);
-  int best_amax = 0, best_encode = 0;
+  int best_amax = 0, best_rows = 0, best_encode = 0;
   double least = 1e9;
   for (int config = 0; config < static_cast<int>(std::size(kCopyAmaxConfigs)); ++config) {
     const auto [steps, stages] = kCopyAmaxConfigs[config];
@@ -115,16 +132,33 @@ void BenchQuantizeCopies() {
         absl::StrCat(steps, " steps, ", stages, " stages"), ms, 2.0 * kSize, note(ms, 2 * kSize));
   }
   least = 1e9;
+  for (int config = 0; config < static_cast<int>(std::size(kCopyRowsConfigs)); ++config) {
+    const double ms = copies.RowsMs(config);
+    if (ms < least) best_rows = config;
+    least = std::min(least, ms);
+    Row("row-wise copy, column amax with RHT" + shape,
+        absl::StrCat(kCopyRowsConfigs[config].warps, " warps"), ms, 2.0 * kSize + kOut,
+        note(ms, 2 * kSize + kOut));
+  }
   for (int config = 0; config < static_cast<int>(std::size(kCopyEncodeConfigs)); ++config) {
     const double ms = copies.EncodeMs(config);
-    if (ms < least) best_encode = config;
-    least = std::min(least, ms);
     Row("copy encode, both, per_token, RHT" + shape,
         absl::StrCat("strips of ", kCopyEncodeConfigs[config].strip_tiles), ms,
         2.0 * kSize + 2 * kOut, note(ms, 2 * kSize + 2 * kOut));
   }
+  copies.SetCopies(false, true);
+  least = 1e9;
+  for (int config = 0; config < static_cast<int>(std::size(kCopyEncodeConfigs)); ++config) {
+    const double ms = copies.EncodeMs(config);
+    if (ms < least) best_encode = config;
+    least = std::min(least, ms);
+    Row("copy encode, column-wise, per_token, RHT" + shape,
+        absl::StrCat("strips of ", kCopyEncodeConfigs[config].strip_tiles), ms, 2.0 * kSize + kOut,
+        note(ms, 2 * kSize + kOut));
+  }
+  copies.SetCopies(true, true);
   const auto all = [&](const std::string& what, Copies& of, int64_t made) {
-    const double ms = of.AllMs(best_amax, best_encode);
+    const double ms = of.AllMs(best_amax, best_rows, best_encode);
     const int64_t bytes = 4 * kSize + made * kOut;
     Row(what + shape, "", ms, static_cast<double>(bytes), note(ms, bytes));
   };

@@ -137,8 +137,7 @@ __global__ void __launch_bounds__(kAmaxWarps * 32, 2)
         float x[kBlockSize];
 #pragma unroll
         for (int r = 0; r < kBlockSize; ++r) x[r] = ElementOf(T{}, raw[r], k);
-        const float largest =
-            kRht == Rht::kNone ? LargestNan(x) : LargestRotated(x, RhtSigns(kRht));
+        const float largest = kRht == Rht::kNone ? LargestNan(x) : LargestRotated<kRht>(x);
         atomicMax(&column_max[step * kStripColumns + k * 32 + lane], FloatBits(largest));
       }
     }
@@ -196,9 +195,9 @@ __global__ void __launch_bounds__(kAmaxWarps * 32) ClearMaximaKernel(ClearedMaxi
 }
 
 // The rotated row-wise copy: a thread is a block.
-template <typename T>
+template <typename T, Rht kRht>
 __global__ void __launch_bounds__(kAmaxWarps * 32)
-    RotatedRowAmaxKernel(CopyAmaxArgs args, int64_t segments, uint32_t signs, bool write_source) {
+    RotatedRowAmaxKernel(CopyAmaxArgs args, int64_t segments, bool write_source) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const RowTile tile = FindRowTile(args.groups, args.group_count, args.rows, blockIdx.x / segments);
   const int64_t blocks_per_row = args.cols / kBlockSize;
@@ -211,7 +210,7 @@ __global__ void __launch_bounds__(kAmaxWarps * 32)
       float x[kBlockSize];
       LoadBlock<T>(args.x, row * blocks_per_row + block, x);
       source = LargerNan(source, LargestNan(x));
-      largest = RoundTo(T{}, MulRn(LargestRotated(x, signs), 0.25f));
+      largest = RoundTo(T{}, MulRn(LargestRotated<kRht>(x), 0.25f));
       rotated = LargerNan(rotated, largest);
     }
     largest = WarpMax(largest);

@@ -10,17 +10,6 @@ namespace {
 constexpr int kConfigs = static_cast<int>(std::size(kCopyAmaxConfigs));
 constexpr int kThreads = kAmaxWarps * 32;
 
-cudaError_t Clear(const CopyAmaxArgs& args, cudaStream_t stream) {
-  const int64_t groups = args.group_count;
-  const ClearedMaxima cleared = {
-      {args.source, args.row, args.column},
-      {groups, args.per_row ? args.rows : groups, args.per_column ? groups * args.cols : groups}};
-  const int64_t most = std::max(groups, std::max(cleared.counts[1], cleared.counts[2]));
-  if (most == 0) return cudaSuccess;
-  const int64_t grid = std::min<int64_t>((most + kThreads - 1) / kThreads, 1024);
-  return Launch(false, ClearMaximaKernel, grid, kThreads, 0, stream, cleared);
-}
-
 // early: the kernel before this one only clears.
 template <typename T, Rht kRht, int kStages>
 cudaError_t LaunchStages(bool early, const CopyAmaxArgs& args, int steps, cudaStream_t stream) {
@@ -45,9 +34,20 @@ cudaError_t LaunchAmax(bool early, const CopyAmaxArgs& args, int config, cudaStr
 
 }  // namespace
 
+cudaError_t LaunchClearMaxima(const CopyAmaxArgs& args, cudaStream_t stream) {
+  const int64_t groups = args.group_count;
+  const ClearedMaxima cleared = {
+      {args.source, args.row, args.column},
+      {groups, args.per_row ? args.rows : groups, args.per_column ? groups * args.cols : groups}};
+  const int64_t most = std::max(groups, std::max(cleared.counts[1], cleared.counts[2]));
+  if (most == 0) return cudaSuccess;
+  const int64_t grid = std::min<int64_t>((most + kThreads - 1) / kThreads, 1024);
+  return Launch(false, ClearMaximaKernel, grid, kThreads, 0, stream, cleared);
+}
+
 cudaError_t LaunchCopyAmax(DType dtype, const CopyAmaxArgs& args, int config, cudaStream_t stream) {
   if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
-  if (cudaError_t error = Clear(args, stream)) return error;
+  if (cudaError_t error = LaunchClearMaxima(args, stream)) return error;
   if (args.rows == 0 || args.cols == 0 || args.group_count == 0) return cudaSuccess;
   const bool rotate_rows = args.row != nullptr && args.row_rht != Rht::kNone;
   const bool plain = args.column != nullptr || !rotate_rows;
@@ -55,8 +55,10 @@ cudaError_t LaunchCopyAmax(DType dtype, const CopyAmaxArgs& args, int config, cu
     const int64_t segments = (args.cols + 511) / 512;
     const int64_t grid = MostTiles(args.rows, args.group_count) * segments;
     const cudaError_t error = DispatchInput(dtype, [&](auto type) {
-      RotatedRowAmaxKernel<decltype(type)><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(
-          args, segments, RhtSigns(args.row_rht), !plain);
+      using T = decltype(type);
+      const auto kernel = args.row_rht == Rht::kSigns ? RotatedRowAmaxKernel<T, Rht::kSigns>
+                                                      : RotatedRowAmaxKernel<T, Rht::kNoSigns>;
+      kernel<<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(args, segments, !plain);
     });
     if (error != cudaSuccess || !plain) return error;
   }

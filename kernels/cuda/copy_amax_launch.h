@@ -36,6 +36,9 @@ struct CopyAmaxArgs {
   Rht column_rht = Rht::kNone;
 };
 
+// Zeros where LaunchCopyAmax writes, which begins with this.
+cudaError_t LaunchClearMaxima(const CopyAmaxArgs& args, cudaStream_t stream);
+
 // `config` indexes kCopyAmaxConfigs. cudaErrorInvalidValue for an unknown type or config.
 cudaError_t LaunchCopyAmax(DType dtype, const CopyAmaxArgs& args, int config, cudaStream_t stream);
 

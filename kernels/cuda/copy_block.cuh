@@ -9,9 +9,10 @@
 
 namespace nibble {
 
-// The largest magnitude; NaN where an element is NaN.
+// The largest magnitudes of the elements at even and at odd places, with any sign; NaN where one of
+// them is NaN.
 template <typename T>
-__device__ __forceinline__ float LargestOf(T, const PackedBlock& block) {
+__device__ __forceinline__ uint32_t LargestPair(T, const PackedBlock& block) {
   uint32_t largest[kBlockSize / 2];
 #pragma unroll
   for (int j = 0; j < kBlockSize / 2; ++j) largest[j] = block.word[j];
@@ -22,25 +23,31 @@ __device__ __forceinline__ float LargestOf(T, const PackedBlock& block) {
       largest[j] = MaxOrNan(T{}, largest[j], largest[j + distance]);
     }
   }
-  return fabsf(Unpack(T{}, MaxOrNan(T{}, largest[0], largest[0] >> 16)).x);
+  return largest[0];
 }
 
-// Two blocks, together: each is a chain of operations that wait for one another. outer_amax(i):
-// what outers[i] was made of.
+// The largest magnitude; NaN where an element is NaN.
+template <typename T>
+__device__ __forceinline__ float LargestOf(T, const PackedBlock& block) {
+  const uint32_t pair = LargestPair(T{}, block);
+  return fabsf(Unpack(T{}, MaxOrNan(T{}, pair, pair >> 16)).x);
+}
+
+// Two blocks, together: each is a chain of operations that wait for one another. amax: LargestOf.
+// outer_amax(i): what outers[i] was made of.
 template <Pairing kPairing, typename T, typename OuterAmax>
-__device__ __forceinline__ void EncodeTwo(T, PackedBlock (&blocks)[2], const FastOuter (&outers)[2],
-                                          float bound, const OuterAmax& outer_amax,
-                                          EncodedBlock (&encoded)[2]) {
+__device__ __forceinline__ void EncodeTwo(T, PackedBlock (&blocks)[2], const float (&amax)[2],
+                                          const FastOuter (&outers)[2], float bound,
+                                          const OuterAmax& outer_amax, EncodedBlock (&encoded)[2]) {
   bool regular[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float amax = LargestOf(T{}, blocks[i]);
-    const uint32_t scale = E4m3EncodeMagnitude(MulRn(amax, outers[i].factor));
+    const uint32_t scale = E4m3EncodeMagnitude(MulRn(amax[i], outers[i].factor));
     // Of a scale or an outer scale of 0 only zeros come through the test below: the least magnitude
     // of either type is 2^-133.
     const float product = fmaxf(MulRn(E4m3DecodeMagnitude(scale), outers[i].decode), 0x1p-126f);
     const float factor = ReciprocalInRange(product);
-    regular[i] = MulRn(amax, factor) < 7 * kCodeUnit;
+    regular[i] = MulRn(amax[i], factor) < 7 * kCodeUnit;
 #pragma unroll
     for (int j = 0; j < kBlockSize / 2; ++j) {
       blocks[i].word[j] = AddZero(T{}, blocks[i].word[j]);  // code 0 has no sign

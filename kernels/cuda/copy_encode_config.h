@@ -8,14 +8,16 @@ namespace nibble {
 
 struct CopyEncodeConfig {
   int strip_tiles;  // of 128 x 128 elements, that a thread block takes one after another
+  int adjacent;     // whether those of a walk down columns are neighbours, or blocks take turns
 
   static constexpr ConfigField<CopyEncodeConfig> kFields[] = {
-      {"strip_tiles", &CopyEncodeConfig::strip_tiles}};
+      {"strip_tiles", &CopyEncodeConfig::strip_tiles}, {"adjacent", &CopyEncodeConfig::adjacent}};
 };
 
 // Every launch shape, for the plain runtime rule of bf16 and fp16 (the others have one). The
 // first is the default.
-inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{8}, {4}, {12}, {24}};
+inline constexpr CopyEncodeConfig kCopyEncodeConfigs[] = {{12, 1}, {8, 1}, {4, 1}, {12, 0},
+                                                          {8, 0},  {4, 0}, {24, 0}};
 
 }  // namespace nibble
 

@@ -126,8 +126,9 @@ __device__ __forceinline__ void EncodeRowsFast(const EncodedCopy& copy, const Fa
       outer[k] = outers.outer[r + 4 * (i + k)];
     }
     EncodedBlock encoded[2];
+    const float amax[2] = {LargestOf(T{}, blocks[0]), LargestOf(T{}, blocks[1])};
     EncodeTwo<Pairing::kNeighbours>(
-        T{}, blocks, outer, copy.encode.bound, [&](int k) { return outers.amax[r + 4 * (i + k)]; },
+        T{}, blocks, amax, outer, copy.encode.bound, [&](int k) { return outers.amax[r + 4 * (i + k)]; },
         encoded);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
@@ -170,8 +171,9 @@ __device__ __forceinline__ void EncodeColumnsFast(const EncodedCopy& copy,
     outers[i] = stage.column_outers.outer[outer + 32 * i];
   }
   EncodedBlock encoded[2];
+  const float amax[2] = {LargestOf(T{}, blocks[0]), LargestOf(T{}, blocks[1])};
   EncodeTwo<Pairing::kInterleaved>(
-      T{}, blocks, outers, copy.encode.bound,
+      T{}, blocks, amax, outers, copy.encode.bound,
       [&](int i) { return stage.column_outers.amax[outer + 32 * i]; }, encoded);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

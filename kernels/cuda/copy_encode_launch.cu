@@ -3,6 +3,7 @@
 #include "kernels/cuda/copy_encode_fast.cuh"
 #include "kernels/cuda/copy_encode_kernel.cuh"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/copy_walk.cuh"
 #include "kernels/cuda/early_start.cuh"
 
 namespace nibble {
@@ -50,6 +51,33 @@ bool IsFast(DType dtype, const CopyEncodeArgs& args) {
          (args.column.packed == nullptr || args.column.rht != Rht::kNoSigns);
 }
 
+// Whether CopyWalkKernel does it, of what is fast.
+bool IsWalk(const CopyEncodeArgs& args) {
+  return args.column.packed != nullptr && args.groups == nullptr;
+}
+
+cudaError_t LaunchWalk(DType dtype, const CopyEncodeArgs& args, int config, cudaStream_t stream) {
+  const unsigned strips = static_cast<unsigned>((args.cols + kTileColumns - 1) / kTileColumns);
+  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
+  const auto [walk, adjacent] = kCopyEncodeConfigs[config];
+  const int walks = static_cast<int>((tiles + walk - 1) / walk);
+  const int apart = adjacent != 0 ? 1 : walks;
+  const auto launch = [&](auto kernel) {
+    return LaunchWithShared(args.follows_amax, kernel, int64_t{strips} * walks, sizeof(WalkTile),
+                            stream, args, strips, walk, apart);
+  };
+  const auto of_type = [&](auto type) {
+    using T = decltype(type);
+    if (args.row.packed != nullptr) {
+      return launch(args.column.rht != Rht::kNone ? CopyWalkKernel<T, Rht::kSigns, true>
+                                                  : CopyWalkKernel<T, Rht::kNone, true>);
+    }
+    return launch(args.column.rht != Rht::kNone ? CopyWalkKernel<T, Rht::kSigns, false>
+                                                : CopyWalkKernel<T, Rht::kNone, false>);
+  };
+  return dtype == DType::kBf16 ? of_type(Bf16{}) : of_type(F16{});
+}
+
 cudaError_t LaunchFast(DType dtype, const CopyEncodeArgs& args, int config, cudaStream_t stream) {
   const int strip_tiles = kCopyEncodeConfigs[config].strip_tiles;
   const int64_t strip = int64_t{kTileColumns} * strip_tiles;
@@ -72,6 +100,7 @@ cudaError_t LaunchCopyEncode(DType dtype, const CopyEncodeArgs& args, int config
                              cudaStream_t stream) {
   if (config < 0 || config >= kConfigs || !IsQuantizable(dtype)) return cudaErrorInvalidValue;
   if (args.rows == 0 || args.group_count == 0) return cudaSuccess;
+  if (IsFast(dtype, args) && IsWalk(args)) return LaunchWalk(dtype, args, config, stream);
   if (IsFast(dtype, args)) return LaunchFast(dtype, args, config, stream);
   const bool has_row = args.row.packed != nullptr, has_column = args.column.packed != nullptr;
   if (has_row != has_column || args.row.method == args.column.method) {

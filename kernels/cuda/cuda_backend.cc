@@ -80,7 +80,9 @@ class CudaBackend final : public Backend {
     return ConfigOf(op, x.dtype, x.size() / kBlockSize);
   }
   CopyConfigs CopyConfigsOf(const MatrixView& x) const {
-    return {.amax = ConfigOf(CudaOp::kCopyAmax, x), .encode = ConfigOf(CudaOp::kCopyEncode, x)};
+    return {.amax = ConfigOf(CudaOp::kCopyAmax, x),
+            .rows = ConfigOf(CudaOp::kCopyRows, x),
+            .encode = ConfigOf(CudaOp::kCopyEncode, x)};
   }
   absl::Status Synchronize() {
     return CudaStatus(cudaStreamSynchronize(stream_), "synchronization");

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/copy_amax_launch.h"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/copy_rows_launch.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/encode_params.h"
 
@@ -131,8 +132,16 @@ absl::StatusOr<bool> QuantizeCopies(const MatrixView& x, std::span<const int64_t
     amax_args.column_rht = columnwise.params->rht;
     encode_args.column = column_copy->Args(*columnwise.params);
   }
-  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyAmax(x.dtype, amax_args, configs.amax, stream));
-  NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyEncode(x.dtype, encode_args, configs.encode, stream));
+  if (CopyRowsFits(x.dtype, amax_args, encode_args.row)) {
+    NIBBLE_CUDA_RETURN_IF_ERROR(
+        LaunchCopyRows(x.dtype, amax_args, encode_args.row, configs.rows, stream));
+    encode_args.row.packed = nullptr;
+  } else {
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyAmax(x.dtype, amax_args, configs.amax, stream));
+  }
+  if (encode_args.row.packed != nullptr || encode_args.column.packed != nullptr) {
+    NIBBLE_CUDA_RETURN_IF_ERROR(LaunchCopyEncode(x.dtype, encode_args, configs.encode, stream));
+  }
   NIBBLE_ASSIGN_OR_RETURN(bool finite, AllFinite(source, stream));
   if (finite && row_copy) {
     NIBBLE_ASSIGN_OR_RETURN(finite, AllFinite(row_copy->maxima, stream));

@@ -21,9 +21,10 @@ struct CopyRequest {
   std::span<const MutablePackedView> out = {};
 };
 
-// Launch shapes: indices of kCopyAmaxConfigs and kCopyEncodeConfigs.
+// Launch shapes: indices of kCopyAmaxConfigs, kCopyRowsConfigs and kCopyEncodeConfigs.
 struct CopyConfigs {
   int amax = 0;
+  int rows = 0;
   int encode = 0;
 };
 

@@ -55,15 +55,21 @@ __device__ __forceinline__ float LargestNan(const float (&x)[kBlockSize]) {
   return largest;
 }
 
-// The largest magnitude of Rht16's sums, not yet multiplied by 1/4. Of the last butterfly's a + b
-// and a - b the larger is |a| + |b|.
-__device__ __forceinline__ float LargestRotated(float (&x)[kBlockSize], uint32_t signs) {
+// The largest magnitude of Rht16's sums, not yet multiplied by 1/4, and `least`, which is not
+// negative. Of the last butterfly's a + b and a - b the larger is |a| + |b|. Signs are operands'
+// modifiers of the first.
+template <Rht kRht>
+__device__ __forceinline__ float LargestRotated(float (&x)[kBlockSize], float least = 0.0f) {
+  constexpr uint32_t kSigns = RhtSigns(kRht);
 #pragma unroll
-  for (int i = 0; i < kBlockSize; ++i) {
-    x[i] = FloatFromBits(FloatBits(x[i]) ^ ((signs >> i & 1) << 31));
+  for (int i = 0; i < kBlockSize; i += 2) {
+    const float a = kSigns >> i & 1 ? -x[i] : x[i],
+                b = kSigns >> (i + 1) & 1 ? -x[i + 1] : x[i + 1];
+    x[i] = AddRn(a, b);
+    x[i + 1] = SubRn(a, b);
   }
 #pragma unroll
-  for (int distance = 1; distance < kBlockSize / 2; distance *= 2) {
+  for (int distance = 2; distance < kBlockSize / 2; distance *= 2) {
 #pragma unroll
     for (int i = 0; i < kBlockSize; ++i) {
       if (i & distance) continue;
@@ -72,12 +78,14 @@ __device__ __forceinline__ float LargestRotated(float (&x)[kBlockSize], uint32_t
       x[i + distance] = SubRn(a, b);
     }
   }
-  float largest = 0.0f;
+  uint32_t largest = FloatBits(least);  // as integers, of which three are compared at once
 #pragma unroll
-  for (int i = 0; i < kBlockSize / 2; ++i) {
-    largest = LargerNan(largest, AddRn(fabsf(x[i]), fabsf(x[i + kBlockSize / 2])));
+  for (int i = 0; i < kBlockSize / 2; i += 2) {
+    const float a = AddRn(fabsf(x[i]), fabsf(x[i + kBlockSize / 2]));
+    const float b = AddRn(fabsf(x[i + 1]), fabsf(x[i + 1 + kBlockSize / 2]));
+    largest = __vimax3_u32(largest, FloatBits(a), FloatBits(b));
   }
-  return largest;
+  return FloatFromBits(largest);
 }
 
 }  // namespace nibble

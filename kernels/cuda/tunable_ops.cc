@@ -7,6 +7,7 @@
 #include "kernels/cuda/amax_config.h"
 #include "kernels/cuda/copy_amax_config.h"
 #include "kernels/cuda/copy_encode_config.h"
+#include "kernels/cuda/copy_rows_config.h"
 #include "kernels/cuda/dequantize_config.h"
 #include "kernels/cuda/hessian_feedback_config.h"
 #include "kernels/cuda/measure_error_config.h"
@@ -39,6 +40,7 @@ const std::vector<TunableOp>& CudaTunableOps() {
       Op(CudaOp::kAmax, "amax", kAmaxConfigs),
       Op(CudaOp::kCopyAmax, "copy_amax", kCopyAmaxConfigs),
       Op(CudaOp::kCopyEncode, "copy_encode", kCopyEncodeConfigs),
+      Op(CudaOp::kCopyRows, "copy_rows", kCopyRowsConfigs, {DType::kBf16, DType::kF16}),
       Op(CudaOp::kDequantize, "dequantize", kDequantizeConfigs, {DType::kBf16, DType::kF32}),
       Op(CudaOp::kHessianFeedback, "hessian_feedback", kHessianFeedbackConfigs),
       Op(CudaOp::kMeasureError, "measure_error", kMeasureErrorConfigs),

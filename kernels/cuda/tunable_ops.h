@@ -18,6 +18,7 @@ enum class CudaOp : uint8_t {
   kAmax,
   kCopyAmax,
   kCopyEncode,
+  kCopyRows,
   kDequantize,
   kHessianFeedback,
   kMeasureError,
@@ -29,10 +30,14 @@ enum class CudaOp : uint8_t {
   kScaleSweepHessian
 };
 template <>
-inline constexpr std::array<std::string_view, 13> kEnumNames<CudaOp> = {
-    "accumulate_hessian", "amax",          "copy_amax",          "copy_encode", "dequantize",
-    "hessian_feedback",   "measure_error", "multiplier_search",  "observe",     "post_scale",
-    "quantize",           "scale_sweep",   "scale_sweep_hessian"};
+inline constexpr std::array<std::string_view, 14> kEnumNames<CudaOp> = {
+    "accumulate_hessian", "amax",
+    "copy_amax",          "copy_encode",
+    "copy_rows",          "dequantize",
+    "hessian_feedback",   "measure_error",
+    "multiplier_search",  "observe",
+    "post_scale",         "quantize",
+    "scale_sweep",        "scale_sweep_hessian"};
 
 // In the order of CudaOp.
 const std::vector<TunableOp>& CudaTunableOps();

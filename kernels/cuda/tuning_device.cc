@@ -13,6 +13,7 @@
 #include "kernels/cuda/amax_launch.h"
 #include "kernels/cuda/copy_amax_launch.h"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/copy_rows_launch.h"
 #include "kernels/cuda/dequantize_launch.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/hessian_feedback_launch.h"
@@ -240,10 +241,25 @@ absl::StatusOr<Launch> PrepareCopyEncode(TrialMemory& memory) {
     NIBBLE_ASSIGN_OR_RETURN(copy->packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
     NIBBLE_ASSIGN_OR_RETURN(copy->scale, memory.Allocate<uint8_t>(memory.blocks()));
   }
+  if (CopyRowsFits(memory.dtype(), maxima, args.row)) args.row.packed = nullptr;
   return [args, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
     args.x = x;
     return LaunchCopyEncode(dtype, args, config, stream);
   };
+}
+
+absl::StatusOr<Launch> PrepareCopyRows(TrialMemory& memory) {
+  NIBBLE_ASSIGN_OR_RETURN(CopyAmaxArgs maxima, AllocateMaxima(memory));
+  EncodedCopy row;
+  row.scheme = Scheme::kPerToken;
+  row.amax = maxima.row;
+  NIBBLE_ASSIGN_OR_RETURN(row.packed, memory.Allocate<uint8_t>(memory.blocks() * 8));
+  NIBBLE_ASSIGN_OR_RETURN(row.scale, memory.Allocate<uint8_t>(memory.blocks()));
+  return
+      [maxima, row, dtype = memory.dtype(), stream = memory.stream()](void* x, int config) mutable {
+        maxima.x = x;
+        return LaunchCopyRows(dtype, maxima, row, config, stream);
+      };
 }
 
 absl::StatusOr<PackedArgs> AllocatePacked(TrialMemory& memory) {
@@ -363,11 +379,11 @@ absl::StatusOr<Launch> PrepareHessianFeedback(TrialMemory& memory) {
 using PrepareOp = absl::StatusOr<Launch> (*)(TrialMemory& memory);
 constexpr PrepareOp kPrepare[] = {PrepareAccumulateHessian, PrepareAmax,
                                   PrepareCopyAmax,          PrepareCopyEncode,
-                                  PrepareDequantize,        PrepareHessianFeedback,
-                                  PrepareMeasureError,      PrepareMultiplierSearch,
-                                  PrepareObserve,           PreparePostScale,
-                                  PrepareQuantize,          PrepareScaleSweep,
-                                  PrepareScaleSweepHessian};
+                                  PrepareCopyRows,          PrepareDequantize,
+                                  PrepareHessianFeedback,   PrepareMeasureError,
+                                  PrepareMultiplierSearch,  PrepareObserve,
+                                  PreparePostScale,         PrepareQuantize,
+                                  PrepareScaleSweep,        PrepareScaleSweepHessian};
 static_assert(std::size(kPrepare) == kEnumNames<CudaOp>.size());
 
 class CudaTuningDevice final : public TuningDevice {

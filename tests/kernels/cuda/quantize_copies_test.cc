@@ -1,14 +1,17 @@
 // Column-wise and rotated copies, both copies at once and groups of rows: the device against the
 // CPU's bytes, for every option and every launch shape.
+#include <algorithm>
 #include <cmath>
 #include <iterator>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/copy_amax_launch.h"
 #include "kernels/cuda/copy_encode_launch.h"
+#include "kernels/cuda/copy_rows_launch.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
 #include "tests/testing/golden.h"
@@ -39,6 +42,8 @@ struct Matrix {
 
 class CudaQuantizeCopiesTest : public CudaTest {
  protected:
+  void ReplayEveryConfig(int64_t cols);
+
   void ExpectSame(const QuantizeParams& params, const MatrixView& x) {
     SCOPED_TRACE(Describe(params, x));
     const auto expected = cpu_->Quantize(params, x);
@@ -155,10 +160,10 @@ TEST_F(CudaQuantizeCopiesTest, AdversarialValues) {
 }
 
 TEST_F(CudaQuantizeCopiesTest, EveryShape) {
-  const std::pair<int64_t, int64_t> shapes[] = {{0, 16},     {1, 16},     {1, 4096},   {3, 48},
-                                                {16, 16},    {17, 80},    {128, 128},  {129, 144},
-                                                {160, 32},   {4112, 16},  {16, 4112},  {272, 1040},
-                                                {1024, 512}, {2000, 256}, {2048, 2064}};
+  const std::pair<int64_t, int64_t> shapes[] = {
+      {0, 16},     {1, 16},     {1, 4096},    {3, 48},    {16, 16},    {17, 80},
+      {128, 128},  {129, 144},  {160, 32},    {4112, 16}, {16, 4112},  {272, 1040},
+      {1024, 512}, {2000, 256}, {2048, 2064}, {48, 8208}, {32, 16384}, {16, 16400}};
   for (const auto& [rows, cols] : shapes) {
     const Matrix x(Distribution::kOutliers, DType::kBf16, rows, cols);
     for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken, Scheme::kTile2d}) {
@@ -177,6 +182,24 @@ TEST_F(CudaQuantizeCopiesTest, EveryShape) {
         both.rowwise.scheme = both.columnwise.scheme = scheme;
         both.rowwise.swizzle = both.columnwise.swizzle = swizzle;
         both.columnwise.rht = Rht::kSigns;
+        ExpectSameBoth(both, x.view);
+      }
+    }
+  }
+}
+
+// Rows that one thread block holds, that several do with room left, and that are too long.
+TEST_F(CudaQuantizeCopiesTest, BothCopiesInClusters) {
+  const std::pair<int64_t, int64_t> shapes[] = {{16, 16},   {48, 208},   {144, 2064},
+                                                {32, 8208}, {16, 16384}, {16, 16400}};
+  for (DType dtype : {DType::kBf16, DType::kF16}) {
+    for (const auto& [rows, cols] : shapes) {
+      const Matrix x(Distribution::kOutliers, dtype, rows, cols);
+      for (bool swizzle : {false, true}) {
+        QuantizeBothParams both;
+        both.rowwise.scheme = both.columnwise.scheme = Scheme::kPerToken;
+        both.rowwise.swizzle = both.columnwise.swizzle = swizzle;
+        both.columnwise.rht = swizzle ? Rht::kSigns : Rht::kNone;
         ExpectSameBoth(both, x.view);
       }
     }
@@ -292,10 +315,13 @@ TEST_F(CudaQuantizeCopiesTest, RefusesWhatTheCpuRefuses) {
 // Every launch shape, captured in a graph and replayed on data, and on groups, that were not there
 // at capture.
 TEST_F(CudaQuantizeCopiesTest, EveryConfigReplaysFromAGraph) {
-  constexpr int64_t kRows = 400, kCols = 208;
+  for (int64_t cols : {208, 3344}) ReplayEveryConfig(cols);
+}
+void CudaQuantizeCopiesTest::ReplayEveryConfig(int64_t cols) {
+  constexpr int64_t kRows = 400;
   const std::vector<int64_t> first = {128, 0, 272}, second = {0, 160, 240};
-  const std::vector<float> old_values = SyntheticValues(Distribution::kNormal, kRows * kCols, 1);
-  const std::vector<float> values = SyntheticValues(Distribution::kStudentT5, kRows * kCols, 2);
+  const std::vector<float> old_values = SyntheticValues(Distribution::kNormal, kRows * cols, 1);
+  const std::vector<float> values = SyntheticValues(Distribution::kStudentT5, kRows * cols, 2);
   QuantizeParams rowwise, columnwise;
   rowwise.scheme = columnwise.scheme = Scheme::kPerToken;
   columnwise.columnwise = true;
@@ -303,29 +329,33 @@ TEST_F(CudaQuantizeCopiesTest, EveryConfigReplaysFromAGraph) {
   for (DType dtype : kInputDTypes) {
     const std::vector<std::byte> before = ToBytes(old_values, dtype),
                                  after = ToBytes(values, dtype);
-    const MatrixView view = {after.data(), dtype, kRows, kCols};
+    const MatrixView view = {after.data(), dtype, kRows, cols};
     for (bool grouped : {false, true}) {
       const std::vector<int64_t> groups = grouped ? second : std::vector<int64_t>{kRows};
       const auto row_expected = cpu_->QuantizeGrouped(rowwise, view, groups);
       const auto column_expected = cpu_->QuantizeGrouped(columnwise, view, groups);
       ASSERT_TRUE(row_expected.ok() && column_expected.ok());
-      for (size_t config = 0;
-           config < std::max(std::size(kCopyAmaxConfigs), std::size(kCopyEncodeConfigs));
-           ++config) {
-        SCOPED_TRACE(config);
+      constexpr size_t kConfigs =
+          std::max({std::size(kCopyAmaxConfigs), std::size(kCopyRowsConfigs),
+                    std::size(kCopyEncodeConfigs)});
+      for (size_t which = 0; which < 2 * kConfigs; ++which) {
+        const bool rows_first = which >= kConfigs;
+        const size_t config = which % kConfigs;
+        SCOPED_TRACE(absl::StrCat(cols, " columns, ", rows_first ? "rows first, " : "", config));
+        const int rows_config = static_cast<int>(config % std::size(kCopyRowsConfigs));
         const int amax_config = static_cast<int>(config % std::size(kCopyAmaxConfigs));
         const int encode_config = static_cast<int>(config % std::size(kCopyEncodeConfigs));
         const int count = static_cast<int>(groups.size());
         DeviceArray<std::byte> x(before);
         DeviceArray<int64_t> rows(grouped ? first : groups);
         DeviceArray<RowGroup> starts(count + 1);
-        DeviceArray<float> source(count), row_amax(kRows), column_amax(count * kCols);
-        DeviceArray<uint8_t> row_packed(kRows * kCols / 2), row_scale(kRows * kCols / 16);
-        DeviceArray<uint8_t> column_packed(kRows * kCols / 2), column_scale(kRows * kCols / 16);
+        DeviceArray<float> source(count), row_amax(kRows), column_amax(count * cols);
+        DeviceArray<uint8_t> row_packed(kRows * cols / 2), row_scale(kRows * cols / 16);
+        DeviceArray<uint8_t> column_packed(kRows * cols / 2), column_scale(kRows * cols / 16);
         CopyAmaxArgs amax = {};
         amax.x = x.get();
         amax.rows = kRows;
-        amax.cols = kCols;
+        amax.cols = cols;
         amax.groups = grouped ? starts.get() : nullptr;
         amax.group_count = count;
         amax.source = source.get();
@@ -337,7 +367,7 @@ TEST_F(CudaQuantizeCopiesTest, EveryConfigReplaysFromAGraph) {
         CopyEncodeArgs encode = {};
         encode.x = x.get();
         encode.rows = kRows;
-        encode.cols = kCols;
+        encode.cols = cols;
         encode.groups = amax.groups;
         encode.group_count = count;
         encode.follows_amax = config % 2 == 0;
@@ -355,8 +385,16 @@ TEST_F(CudaQuantizeCopiesTest, EveryConfigReplaysFromAGraph) {
               if (auto error = LaunchPlanRowGroups(rows.get(), count, starts.get(), stream)) {
                 return error;
               }
-              if (auto error = LaunchCopyAmax(dtype, amax, amax_config, stream)) return error;
-              return LaunchCopyEncode(dtype, encode, encode_config, stream);
+              if (!rows_first) {
+                if (auto error = LaunchCopyAmax(dtype, amax, amax_config, stream)) return error;
+                return LaunchCopyEncode(dtype, encode, encode_config, stream);
+              }
+              if (auto error = LaunchCopyRows(dtype, amax, encode.row, rows_config, stream)) {
+                return error;
+              }
+              CopyEncodeArgs column = encode;
+              column.row.packed = nullptr;
+              return LaunchCopyEncode(dtype, column, encode_config, stream);
             },
             [&] {
               x.Set(after);
@@ -401,6 +439,10 @@ TEST_F(CudaQuantizeCopiesTest, RefusesUnknownConfigsAndTypes) {
   EXPECT_EQ(LaunchCopyEncode(DType::kBf16, encode, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchCopyEncode(DType::kF64, encode, 0, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchCopyEncode(DType::kBf16, encode, 0, nullptr), cudaSuccess);
+  EXPECT_EQ(LaunchCopyRows(DType::kBf16, amax, encode.row, 99, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchCopyRows(DType::kBf16, amax, encode.row, -1, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchCopyRows(DType::kF64, amax, encode.row, 0, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchCopyRows(DType::kBf16, amax, encode.row, 0, nullptr), cudaSuccess);
 }
 
 }  // namespace
