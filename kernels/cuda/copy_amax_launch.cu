@@ -62,14 +62,12 @@ cudaError_t LaunchCopyAmax(DType dtype, const CopyAmaxArgs& args, int config, cu
     });
     if (error != cudaSuccess || !plain) return error;
   }
-  cudaError_t error = cudaSuccess;
-  const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
-    DispatchIndex<3>(static_cast<int>(args.column_rht), [&](auto rht) {
-      error = LaunchAmax<decltype(type), static_cast<Rht>(int{rht})>(!rotate_rows, args, config,
+  return DispatchInput(dtype, [&](auto type) {
+    return DispatchIndex<3>(static_cast<int>(args.column_rht), [&](auto rht) {
+      return LaunchAmax<decltype(type), static_cast<Rht>(int{rht})>(!rotate_rows, args, config,
                                                                      stream);
     });
   });
-  return error != cudaSuccess ? error : dispatched;
 }
 
 }  // namespace nibble

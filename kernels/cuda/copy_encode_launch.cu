@@ -27,16 +27,14 @@ cudaError_t LaunchAny(DType dtype, EncodeMethod method, const CopyEncodeArgs& ar
   const unsigned column_tiles =
       static_cast<unsigned>((args.cols + kTileColumns - 1) / kTileColumns);
   const int64_t grid = MostTiles(args.rows, args.group_count) * column_tiles;
-  cudaError_t error = cudaSuccess;
-  const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
+  return DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
-    DispatchIndex<kMethods>(static_cast<int>(method), [&](auto index) {
+    return DispatchIndex<kMethods>(static_cast<int>(method), [&](auto index) {
       constexpr EncodeMethod kMethod = static_cast<EncodeMethod>(int{index});
-      error = LaunchWithShared(false, CopyEncodeKernel<T, kMethod>, grid, sizeof(EncodeTile<T>),
+      return LaunchWithShared(false, CopyEncodeKernel<T, kMethod>, grid, sizeof(EncodeTile<T>),
                                stream, args, column_tiles);
     });
   });
-  return error != cudaSuccess ? error : dispatched;
 }
 
 bool IsFast(const EncodedCopy& copy) {

@@ -98,20 +98,18 @@ cudaError_t LaunchCopyRows(DType dtype, const CopyAmaxArgs& maxima, const Encode
   if (cudaError_t error = ClearMaxima(maxima, stream)) return error;
   if (maxima.rows == 0 || maxima.cols == 0 || maxima.group_count == 0) return cudaSuccess;
   const int warps = WarpsFor(maxima.cols, config);
-  cudaError_t error = cudaSuccess;
-  const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
+  return DispatchInput(dtype, [&](auto type) -> cudaError_t {
     using T = decltype(type);
-    if constexpr (!std::is_same_v<T, F32>) {
-      DispatchIndex<3>(static_cast<int>(maxima.column_rht), [&](auto rht) {
+    if constexpr (std::is_same_v<T, F32>) {
+      return cudaErrorInvalidValue;  // left to the other kernels above
+    } else {
+      return DispatchIndex<3>(static_cast<int>(maxima.column_rht), [&](auto rht) {
         constexpr Rht kRht = static_cast<Rht>(int{rht});
-        error = warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
-                           : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
-        return error;
+        return warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
+                          : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
       });
     }
-    return error;
   });
-  return error != cudaSuccess ? error : dispatched;
 }
 
 }  // namespace nibble
