@@ -65,7 +65,7 @@ cudaError_t LaunchCopyAmax(DType dtype, const CopyAmaxArgs& args, int config, cu
   return DispatchInput(dtype, [&](auto type) {
     return DispatchIndex<3>(static_cast<int>(args.column_rht), [&](auto rht) {
       return LaunchAmax<decltype(type), static_cast<Rht>(int{rht})>(!rotate_rows, args, config,
-                                                                     stream);
+                                                                    stream);
     });
   });
 }

@@ -32,7 +32,7 @@ cudaError_t LaunchAny(DType dtype, EncodeMethod method, const CopyEncodeArgs& ar
     return DispatchIndex<kMethods>(static_cast<int>(method), [&](auto index) {
       constexpr EncodeMethod kMethod = static_cast<EncodeMethod>(int{index});
       return LaunchWithShared(false, CopyEncodeKernel<T, kMethod>, grid, sizeof(EncodeTile<T>),
-                               stream, args, column_tiles);
+                              stream, args, column_tiles);
     });
   });
 }
