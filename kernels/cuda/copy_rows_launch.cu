@@ -102,14 +102,16 @@ cudaError_t LaunchCopyRows(DType dtype, const CopyAmaxArgs& maxima, const Encode
   const cudaError_t dispatched = DispatchInput(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, F32>) {
-      DispatchIndex<3>(static_cast<int>(maxima.column_rht), [&](auto rht) {
-        constexpr Rht kRht = static_cast<Rht>(int{rht});
-        error = warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
-                           : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
-        return error;
-      });
+      const cudaError_t inner =
+          DispatchIndex<3>(static_cast<int>(maxima.column_rht), [&](auto rht) {
+            constexpr Rht kRht = static_cast<Rht>(int{rht});
+            error = warps == 8 ? LaunchRows<T, kRht, 8>(maxima, row, stream)
+                               : LaunchRows<T, kRht, kRowsWarps>(maxima, row, stream);
+            return error;
+          });
+      return error != cudaSuccess ? error : inner;
     }
-    return error;
+    return cudaErrorInvalidValue;
   });
   return error != cudaSuccess ? error : dispatched;
 }
