@@ -30,8 +30,9 @@ std::string Lookup(const std::map<std::string, std::string>& map, const char* ke
   return it == map.end() ? "" : it->second;
 }
 
+// `padding` of the bytes are zeros that stand for no block.
 absl::Status ReadScaleRange(const SafetensorsReader& reader, const TensorInfo& scale,
-                            QuantizedInfo& info) {
+                            int64_t padding, QuantizedInfo& info) {
   constexpr uint64_t kChunk = 1 << 20;
   std::vector<std::byte> bytes(std::min(scale.bytes(), kChunk));
   uint8_t smallest = 0x7F, largest = 0;
@@ -45,10 +46,12 @@ absl::Status ReadScaleRange(const SafetensorsReader& reader, const TensorInfo& s
         continue;
       }
       info.scale_zero += code == 0;
-      smallest = std::min(smallest, code);
+      if (code != 0) smallest = std::min(smallest, code);
       largest = std::max(largest, code);
     }
   }
+  info.scale_zero -= std::min(padding, info.scale_zero);
+  if (info.scale_zero > 0) smallest = 0;
   if (smallest <= largest) {
     info.scale_min = E4m3Decode(smallest);
     info.scale_max = E4m3Decode(largest);
@@ -92,7 +95,12 @@ absl::StatusOr<InspectedFile> InspectFile(const std::string& path) {
     InspectedTensor tensor = {info, std::nullopt};
     QuantizedInfo quantized;
     if (const TensorInfo* scale = FindScale(reader, info, quantized)) {
-      NIBBLE_RETURN_IF_ERROR(ReadScaleRange(reader, *scale, quantized));
+      const bool swizzled =
+          quantized.format == "nibble" && Lookup(reader.metadata(), kSwizzledKey) == "true";
+      const int64_t blocks = static_cast<int64_t>(info.bytes() / (kBlockSize / 2));
+      const int64_t padding = swizzled ? static_cast<int64_t>(scale->bytes()) - blocks : 0;
+      NIBBLE_RETURN_IF_ERROR(
+          ReadScaleRange(reader, *scale, std::max<int64_t>(0, padding), quantized));
       tensor.quantized = std::move(quantized);
     }
     file.tensors.push_back(std::move(tensor));

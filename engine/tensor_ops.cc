@@ -124,7 +124,12 @@ absl::StatusOr<StoredPacked> ParseMetadata(const std::map<std::string, std::stri
     return bad(kSwizzledKey, "true or false");
   }
   StoredPacked stored;
-  const nlohmann::json shape = nlohmann::json::parse(get(kShapeKey), nullptr, false);
+  // A parsed value takes many times the memory of its text.
+  constexpr size_t kLongestShape = 2000;
+  const std::string_view shape_text = get(kShapeKey);
+  const nlohmann::json shape = shape_text.size() <= kLongestShape
+                                   ? nlohmann::json::parse(shape_text, nullptr, false)
+                                   : nlohmann::json();
   bool valid = shape.is_array() && !shape.empty() && shape.size() <= 64;
   for (size_t i = 0; valid && i < shape.size(); ++i) valid = shape[i].is_number_unsigned();
   if (valid) {
@@ -164,7 +169,9 @@ absl::StatusOr<SweepResult> Search(const SweepRequest& request, const Safetensor
   }
   const ScaleSweepParams& params = std::get<ScaleSweepParams>(request.search);
   if (!request.hessian) return backend.ScaleSweep(params, x);
-  NIBBLE_ASSIGN_OR_RETURN(const LoadedTensor h, Load(reader, *request.hessian));
+  const absl::StatusOr<LoadedTensor> loaded = Load(reader, *request.hessian);
+  if (!loaded.ok()) return Annotate(loaded.status(), "hessian");
+  const LoadedTensor& h = *loaded;
   const std::vector<int64_t> expected = {x.cols / kBlockSize, kBlockSize, kBlockSize};
   if (h.dtype != DType::kF32 || h.shape != expected) {
     return absl::FailedPreconditionError(

@@ -28,10 +28,9 @@ absl::Status CheckMatrix(const MatrixView& x) {
 }
 
 absl::Status CheckHessians(const MatrixView& x, std::span<const float> hessians) {
-  const int64_t slices = x.cols / kBlockSize;
-  if (static_cast<int64_t>(hessians.size()) == slices * kBlockSize * kBlockSize) {
-    return absl::OkStatus();
-  }
+  const int64_t slices = x.cols / kBlockSize, size = static_cast<int64_t>(hessians.size());
+  constexpr int64_t kSliceSize = kBlockSize * kBlockSize;
+  if (size % kSliceSize == 0 && size / kSliceSize == slices) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       "hessian: expected ", slices, " slices of 16 x 16, got ", hessians.size(), " numbers"));
 }

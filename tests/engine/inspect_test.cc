@@ -125,6 +125,13 @@ TEST_F(InspectTest, DescribesWhatQuantizeWrote) {
   EXPECT_EQ(q.scale_max, 448);
   EXPECT_EQ(q.scale_zero, 0);
   EXPECT_FALSE(file.tensors[0].quantized || file.tensors[2].quantized);
+
+  params.swizzle = true;  // with padding, which is no scale
+  ASSERT_TRUE(QuantizeTensor({folder_.path("in"), "x"}, file_, params, *backend).ok());
+  const InspectedFile swizzled = InspectedOf(file_);
+  ASSERT_TRUE(swizzled.tensors[1].quantized);
+  EXPECT_EQ(swizzled.tensors[1].quantized->scale_min, 448);
+  EXPECT_EQ(swizzled.tensors[1].quantized->scale_zero, 0);
 }
 
 struct Convention {

@@ -1,4 +1,4 @@
-#include "engine/synthetic.h"
+#include "absl/strings/str_cat.h"
 #include "engine/tensor_ops.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/synthetic.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/bytes.h"
@@ -400,7 +401,8 @@ TEST_F(TensorOpsTest, DequantizeRefusesWhatWasTamperedWith) {
       {kShapeKey,
        {"", "x", "64", "{}", "[]", "[[2,32]]", "[2,17]", "[2,-32]", "[-2,32]", "[2,32.0]",
         "[2,\"32\"]", "[2,32", "[9223372036854775808,16]", "[18446744073709551600,16]",
-        "[1152921504606846976,16]", "[4294967296,4294967296,16]"}},
+        "[1152921504606846976,16]", "[4294967296,4294967296,16]",
+        absl::StrCat("[2,", std::string(2000, ' '), "32]")}},
   };
   for (const auto& [key, values] : kMetadata) {
     Contents bad = good;
