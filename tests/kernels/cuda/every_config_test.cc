@@ -1,0 +1,216 @@
+// Every operation under every launch shape, through the backend: the golden cases, and data, types
+// and shapes of all kinds against the CPU.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "engine/synthetic.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/tunable_ops.h"
+#include "kernels/cuda/tuning_device.h"
+#include "tests/testing/bytes.h"
+#include "tests/testing/cuda.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/hessians.h"
+#include "tests/testing/packed.h"
+#include "tests/testing/params.h"
+
+namespace nibble {
+namespace {
+
+using ::nibble::testing::Activations;
+using ::nibble::testing::AllLayouts;
+using ::nibble::testing::AllParams;
+using ::nibble::testing::CudaTest;
+using ::nibble::testing::Describe;
+using ::nibble::testing::kInputDTypes;
+using ::nibble::testing::MakeHessians;
+using ::nibble::testing::RandomPacked;
+using ::nibble::testing::SameBytes;
+using ::nibble::testing::SamePacked;
+
+size_t MostConfigs() {
+  size_t most = 0;
+  for (const TunableOp& op : CudaTunableOps()) most = std::max(most, op.configs.size());
+  return most;
+}
+
+struct Matrix {
+  std::vector<std::byte> bytes;
+  MatrixView view;
+
+  Matrix(Distribution distribution, DType dtype, int64_t rows, int64_t cols, uint64_t seed)
+      : bytes(ToBytes(SyntheticValues(distribution, rows * cols, seed), dtype)),
+        view{bytes.data(), dtype, rows, cols} {}
+};
+
+// The parameter is the index of every operation's config; the last for those that have fewer.
+class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<size_t> {
+ protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    if (IsSkipped()) return;
+    const std::string device = (*MakeCudaTuningDevice(0))->name();
+    BackendOptions options;
+    for (const TunableOp& op : CudaTunableOps()) {
+      const std::string& config = op.configs[std::min(GetParam(), op.configs.size() - 1)];
+      for (DType dtype : op.dtypes) {
+        ASSERT_TRUE(options.tuning.Put({device, op.name, op.build_id, dtype, 10}, config).ok());
+      }
+    }
+    cuda_ = *MakeBackend("cuda:0", options);
+  }
+
+  void ExpectSame(const absl::StatusOr<SweepResult>& expected,
+                  const absl::StatusOr<SweepResult>& actual) {
+    ASSERT_TRUE(expected.ok() && actual.ok()) << expected.status() << actual.status();
+    EXPECT_TRUE(SameBytes(expected->code, actual->code));
+    EXPECT_TRUE(SameBytes(expected->loss, actual->loss));
+    EXPECT_TRUE(SameBytes(expected->best_amax, actual->best_amax));
+  }
+
+  // What reads a matrix and no parameters of quantization.
+  void ExpectSameOf(const MatrixView& x) {
+    SCOPED_TRACE(std::string(DTypeName(x.dtype)) + " " + std::to_string(x.rows) + "x" +
+                 std::to_string(x.cols));
+    const float amax = *cpu_->Amax(x);
+    EXPECT_EQ(amax, *cuda_->Amax(x));
+    const ObserveParams all = {true, true, true, true};
+    EXPECT_EQ(*cpu_->Observe(all, x), *cuda_->Observe(all, x));
+    const std::vector<float> hessians = MakeHessians(Activations::kCorrelated, x.cols / 16);
+    std::vector<float> expected = hessians, actual = hessians;
+    EXPECT_EQ(cpu_->AccumulateHessian(x, expected), cuda_->AccumulateHessian(x, actual));
+    EXPECT_TRUE(SameBytes(expected, actual));
+    ExpectSame(cpu_->MultiplierSearch({}, x), cuda_->MultiplierSearch({}, x));
+    for (int e4m3_max : {448, 256}) {
+      for (SweepMethod method : {SweepMethod::kExhaustive, SweepMethod::kPruned}) {
+        const ScaleSweepParams params = {method, e4m3_max, 0.8f * amax};
+        ExpectSame(cpu_->ScaleSweep(params, x), cuda_->ScaleSweep(params, x));
+        ExpectSame(cpu_->ScaleSweepHessian(params, x, hessians),
+                   cuda_->ScaleSweepHessian(params, x, hessians));
+      }
+      const ScaleSweepParams params = {SweepMethod::kPruned, e4m3_max, amax};
+      const auto swept = cpu_->SweepAndQuantize(params, x, /*swizzle=*/e4m3_max == 256);
+      const auto swept_there = cuda_->SweepAndQuantize(params, x, e4m3_max == 256);
+      ASSERT_TRUE(swept.ok() && swept_there.ok()) << swept_there.status();
+      EXPECT_TRUE(SamePacked(swept->packed, swept_there->packed));
+      EXPECT_EQ(swept->loss, swept_there->loss);
+      const auto fed = cpu_->SweepHessianFeedback(params, x, hessians);
+      const auto fed_there = cuda_->SweepHessianFeedback(params, x, hessians);
+      ASSERT_TRUE(fed.ok() && fed_there.ok()) << fed_there.status();
+      EXPECT_TRUE(SamePacked(fed->packed, fed_there->packed));
+      ExpectSame(fed->found, fed_there->found);
+    }
+    std::vector<std::byte> scaled(x.size() * DTypeBytes(x.dtype));
+    std::copy_n(static_cast<const std::byte*>(x.data), scaled.size(), scaled.begin());
+    std::vector<std::byte> scaled_there = scaled;
+    const std::vector<float> row(x.rows, 0.37f), column(x.cols, 1.9f);
+    EXPECT_TRUE(cpu_->PostScale({scaled.data(), x.dtype, x.rows, x.cols}, row, column).ok());
+    EXPECT_TRUE(cuda_->PostScale({scaled_there.data(), x.dtype, x.rows, x.cols}, row, column).ok());
+    EXPECT_TRUE(SameBytes(scaled, scaled_there));
+  }
+};
+
+TEST_P(EveryConfigTest, GoldenCases) {
+  EXPECT_EQ(testing::CheckTransformerEngineCases(*cuda_, [](const auto&) { return true; }), 277);
+  testing::CheckSwizzledScales(*cuda_);
+  testing::CheckModelOptimizerExports(*cuda_);
+}
+
+TEST_P(EveryConfigTest, EveryDistribution) {
+  for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
+    SCOPED_TRACE(kEnumNames<Distribution>[d]);
+    for (DType dtype : kInputDTypes) {
+      ExpectSameOf(Matrix(static_cast<Distribution>(d), dtype, 33, 208, d + 1).view);
+    }
+  }
+}
+
+TEST_P(EveryConfigTest, EveryShape) {
+  for (int64_t rows : {0, 1, 130, 1000}) {
+    for (int64_t cols : {16, 48, 1040}) {
+      for (DType dtype : kInputDTypes) {
+        ExpectSameOf(Matrix(Distribution::kOutliers, dtype, rows, cols, 3).view);
+      }
+    }
+  }
+}
+
+TEST_P(EveryConfigTest, EveryWayToQuantize) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}}) {
+    for (DType dtype : kInputDTypes) {
+      const Matrix x(Distribution::kStudentT5, dtype, rows, cols, 5);
+      for (QuantizeParams params : AllParams()) {
+        for (bool columnwise : {false, true}) {
+          params.columnwise = columnwise;
+          params.swizzle = columnwise != params.stochastic.has_value();
+          params.rht = columnwise && params.scheme != Scheme::kTile2d ? Rht::kSigns : Rht::kNone;
+          SCOPED_TRACE(Describe(params, x.view));
+          const auto expected = cpu_->Quantize(params, x.view);
+          const auto actual = cuda_->Quantize(params, x.view);
+          ASSERT_EQ(expected.status(), actual.status());
+          if (!expected.ok()) continue;
+          EXPECT_TRUE(SamePacked(*expected, *actual));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryConfigTest, BothCopies) {
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}, {1040, 3344}}) {
+    for (DType dtype : kInputDTypes) {
+      const Matrix x(Distribution::kOutliers, dtype, rows, cols, 7);
+      for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken}) {
+        for (Rht rht : {Rht::kNone, Rht::kSigns, Rht::kNoSigns}) {
+          for (bool swizzle : {false, true}) {
+            QuantizeBothParams params;
+            params.rowwise.scheme = params.columnwise.scheme = scheme;
+            params.rowwise.swizzle = params.columnwise.swizzle = swizzle;
+            params.columnwise.rht = rht;
+            SCOPED_TRACE(Describe(params.columnwise, x.view));
+            PackedTensor rowwise(LayoutOf(params.rowwise, rows, cols));
+            PackedTensor columnwise(LayoutOf(params.columnwise, rows, cols));
+            ASSERT_TRUE(cuda_
+                            ->QuantizeBoth(params, x.view, rowwise.mutable_view(),
+                                           columnwise.mutable_view())
+                            .ok());
+            EXPECT_TRUE(SamePacked(*cpu_->Quantize(params.rowwise, x.view), rowwise));
+            EXPECT_TRUE(SamePacked(*cpu_->Quantize(params.columnwise, x.view), columnwise));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryConfigTest, EveryPackedLayout) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}}) {
+    for (const PackedLayout& layout : AllLayouts(rows, cols)) {
+      SCOPED_TRACE(Describe(layout));
+      const PackedTensor packed = RandomPacked(layout, /*nan_scales=*/false, 9);
+      for (DType dtype : {DType::kBf16, DType::kF32}) {
+        std::vector<std::byte> expected(rows * cols * DTypeBytes(dtype)), actual = expected;
+        ASSERT_TRUE(cpu_->Dequantize(packed.view(), dtype, expected.data()).ok());
+        ASSERT_TRUE(cuda_->Dequantize(packed.view(), dtype, actual.data()).ok());
+        EXPECT_TRUE(SameBytes(expected, actual));
+      }
+      const Matrix x(Distribution::kLaplace, DType::kBf16, rows, cols, 6);
+      const auto expected = cpu_->MeasureError(x.view, packed.view());
+      const auto actual = cuda_->MeasureError(x.view, packed.view());
+      ASSERT_EQ(expected.status(), actual.status());
+      if (!expected.ok()) continue;
+      EXPECT_EQ(expected->mse(), actual->mse());
+      EXPECT_EQ(expected->cosine(), actual->cosine());
+      EXPECT_EQ(expected->max_error(), actual->max_error());
+      EXPECT_EQ(expected->saturated(), actual->saturated());
+      EXPECT_EQ(expected->flushed(), actual->flushed());
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Configs, EveryConfigTest, ::testing::Range(size_t{0}, MostConfigs()));
+
+}  // namespace
+}  // namespace nibble
