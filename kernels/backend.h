@@ -187,7 +187,7 @@ class Backend {
   static absl::Status HessianSumError(const MatrixView& x, int64_t slice);
 
  private:
-  // Each refuses NaN and infinity with NonFiniteError, so that a device reads its input once.
+  // Each refuses NaN and infinity with NonFiniteError.
   virtual absl::StatusOr<float> DoAmax(const MatrixView& x) = 0;
   // The exception: it counts them. `result` has its parameters, shape and sizes, and is all zero.
   virtual absl::Status DoObserve(const MatrixView& x, Observation& result) = 0;

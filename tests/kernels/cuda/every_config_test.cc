@@ -158,8 +158,7 @@ TEST_P(EveryConfigTest, EveryWayToQuantize) {
 }
 
 TEST_P(EveryConfigTest, BothCopies) {
-  for (const auto& [rows, cols] :
-       {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}, {1040, 3344}}) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{16, 16}, {144, 208}, {1040, 3344}}) {
     for (DType dtype : kInputDTypes) {
       const Matrix x(Distribution::kOutliers, dtype, rows, cols, 7);
       for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken}) {
