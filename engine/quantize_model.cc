@@ -25,6 +25,7 @@
 #include "io/safetensors.h"
 #include "nlohmann/json.hpp"
 #include "policies/plan.h"
+#include "quant/non_finite.h"
 
 namespace nibble {
 namespace {
@@ -348,11 +349,24 @@ class Job {
     return absl::OkStatus();
   }
 
+  absl::Status CheckKept(const QuantizeTask& task, std::span<const std::byte> bytes) const {
+    if (request_.recipe.nonfinite == NonFinite::kKeep) return absl::OkStatus();
+    const int row = task.rows[0];
+    const DType dtype = TensorOf(row).dtype;
+    const std::optional<int64_t> first = FirstNonFinite(dtype, bytes);
+    if (!first) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat(
+        PlaceOf(row), ": values: expected finite numbers, got NaN or infinity at element ",
+        static_cast<int64_t>(task.begin / DTypeBytes(dtype)) + *first,
+        "; --set nonfinite=keep copies it as it is"));
+  }
+
   absl::Status ComputeTask(int index, Backend& backend) {
     const QuantizeTask& task = work_.tasks[index];
     Slot& slot = slots_[index];
     switch (task.kind) {
       case QuantizeTask::kCopy:
+        NIBBLE_RETURN_IF_ERROR(CheckKept(task, slot.source[0]));
         slot.pieces.push_back({&work_.tensors[work_.tensors_of[task.rows[0]].front()], task.begin,
                                BytesOf(slot.source[0])});
         return absl::OkStatus();

@@ -379,6 +379,22 @@ TEST_F(QuantizeModelTest, NonFiniteWeightsAreAnErrorOrKept) {
   EXPECT_NE(reader->Find("model.layers.0.self_attn.q_proj.weight_scale"), nullptr);
 }
 
+TEST_F(QuantizeModelTest, NonFiniteValuesOfKeptTensorsAreAnErrorOrCopied) {
+  ModelOnPaper model = LlamaModel();
+  model.Fill("model.norm.weight",
+             [](int64_t i) { return i == 3 ? std::numeric_limits<float>::infinity() : 1.0f; });
+  WriteModelFolder(folder_.path("model"), model);
+  EXPECT_TRUE(IsError(Run(Request()), absl::StatusCode::kFailedPrecondition,
+                      "tensor \"model.norm.weight\": values: expected finite numbers, got NaN or "
+                      "infinity at element 3; --set nonfinite=keep"));
+  EXPECT_FALSE(fs::exists(folder_.path("out")));
+  QuantizeModelRequest keep = Request("nvfp4", {kConstantInputs[0], "nonfinite=keep"});
+  keep.overwrite = true;
+  ASSERT_TRUE(Run(keep).ok());
+  EXPECT_EQ(testing::ReadTensor(keep.out + "/model.safetensors", "model.norm.weight").bytes,
+            model.at("model.norm.weight").bytes);
+}
+
 TEST_F(QuantizeModelTest, ARunThatFailedHalfwayIsResumedToTheSameBytes) {
   ModelSize size;
   size.layers = 3;
