@@ -33,7 +33,7 @@ CLI::Option* AddEnum(CLI::App* app, const std::string& name, Enum& value, const 
             value = *parsed;
           },
           help)
-      ->type_name(NamesOf<Enum>());
+      ->type_name("{" + NamesOf<Enum>() + "}");
 }
 
 // --backend and --threads.

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "base/text.h"
 #include "kernels/cuda/device_code.h"
 
 namespace nibble {
@@ -34,8 +35,10 @@ inline absl::StatusOr<std::string> UseCudaDevice(int device) {
   const cudaError_t counted = cudaGetDeviceCount(&count);
   cudaGetLastError();
   if (counted != cudaSuccess && counted != cudaErrorNoDevice) {
-    return absl::UnavailableError(absl::StrCat("backend: expected a driver that answers, got ",
-                                               cudaGetErrorString(counted), " for cuda:", device));
+    return absl::UnavailableError(absl::StrCat(
+        "backend: expected a CUDA driver, at least of the toolkit that this was built with, got ",
+        Quoted(cudaGetErrorString(counted)), " for cuda:", device,
+        "; without a GPU: --backend cpu"));
   }
   if (device >= count) {
     return absl::UnavailableError(
