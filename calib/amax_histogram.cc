@@ -5,20 +5,20 @@
 
 #include "base/status.h"
 #include "calib/state.h"
+#include "kernels/input_sums.h"
 #include "quant/numerics/float_bits.h"
 
 namespace nibble {
 namespace {
 
 constexpr int64_t kMaxBlocks = int64_t{1} << 62;
-constexpr uint16_t kInfinityBin = 0x7F80;
 
 uint16_t BinOf(float amax) { return static_cast<uint16_t>(FloatBits(amax) >> 16); }
 
 }  // namespace
 
 void AmaxHistogram::Add(std::span<const float> block_amax) {
-  std::vector<int64_t> dense(kInfinityBin);
+  std::vector<int64_t> dense(kAmaxBins);
   int64_t zeros = 0;
   for (float amax : block_amax) {
     zeros += amax == 0.0f;
@@ -91,7 +91,7 @@ absl::StatusOr<AmaxHistogram> AmaxHistogram::Load(const CalibratorState& state) 
   const int64_t size = static_cast<int64_t>(loaded.bins_.size());
   NIBBLE_ASSIGN_OR_RETURN(loaded.counts_, TakeStateArray<int64_t>(state, "blocks.count", {size}));
   for (int64_t i = 0; i < size; ++i) {
-    if (loaded.bins_[i] >= kInfinityBin || (i > 0 && loaded.bins_[i] <= loaded.bins_[i - 1])) {
+    if (loaded.bins_[i] >= kAmaxBins || (i > 0 && loaded.bins_[i] <= loaded.bins_[i - 1])) {
       return absl::DataLossError(
           absl::StrCat("state 'blocks.amax': expected bits of finite numbers that rise, got ",
                        loaded.bins_[i], " at ", i));

@@ -15,7 +15,7 @@ constexpr int64_t kEntries = kBlockSize * (kBlockSize + 1) / 2;  // of a slice, 
 absl::Status CheckUnits(int64_t units, int64_t more) {
   if (more <= kWindowMaxTerms - units) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat("tokens: expected at most 2^30 units of up to ",
-                                                   kHessianUnitTokens, ", got ", units + more));
+                                                   kInputUnitTokens, ", got ", units + more));
 }
 
 }  // namespace
@@ -52,16 +52,16 @@ absl::Status HessianSums::AddUnit(const MatrixView& unit, Backend& backend,
 
 absl::Status HessianSums::Collect(const MatrixView& x, Backend& backend) {
   if (x.rows == 0) return absl::OkStatus();
-  NIBBLE_RETURN_IF_ERROR(CheckUnits(units_, (x.rows - 1) / kHessianUnitTokens + 1));
+  NIBBLE_RETURN_IF_ERROR(CheckUnits(units_, (x.rows - 1) / kInputUnitTokens + 1));
   HessianSums part;
   const size_t slices = x.cols / kBlockSize;
   part.digits_.resize(slices * kEntries * kWindowDigits);
   part.top_.resize(slices * kEntries);
   std::vector<float> sums(slices * kHessianSize);
-  for (int64_t first = 0; first < x.rows; first += kHessianUnitTokens) {
+  for (int64_t first = 0; first < x.rows; first += kInputUnitTokens) {
     const MatrixView unit = {
         static_cast<const char*>(x.data) + first * x.cols * DTypeBytes(x.dtype), x.dtype,
-        std::min(kHessianUnitTokens, x.rows - first), x.cols};
+        std::min(kInputUnitTokens, x.rows - first), x.cols};
     const absl::Status status = part.AddUnit(unit, backend, sums);
     if (!status.ok()) return Annotate(status, absl::StrCat("rows from ", first, " on"));
   }

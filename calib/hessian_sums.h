@@ -21,8 +21,6 @@
 
 namespace nibble {
 
-inline constexpr int64_t kHessianUnitTokens = kInputUnitTokens;
-
 class HessianSums {
  public:
   // FailedPrecondition for NaN, infinity, sums that overflow and another number of channels than

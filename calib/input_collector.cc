@@ -57,9 +57,9 @@ absl::Status InputCollector::Load(const CalibratorState& state) {
     NIBBLE_ASSIGN_OR_RETURN(loaded.hessians_, HessianSums::Load(state, loaded.columns()));
     const int64_t units = loaded.hessians_.units();
     if (units > loaded.tokens() ||
-        units < (loaded.tokens() + kHessianUnitTokens - 1) / kHessianUnitTokens) {
+        units < (loaded.tokens() + kInputUnitTokens - 1) / kInputUnitTokens) {
       return absl::DataLossError(absl::StrCat("state 'hessian.units': expected units of 1 to ",
-                                              kHessianUnitTokens, " of ", loaded.tokens(),
+                                              kInputUnitTokens, " of ", loaded.tokens(),
                                               " tokens, got ", units));
     }
   }

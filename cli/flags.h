@@ -36,6 +36,13 @@ CLI::Option* AddEnum(CLI::App* app, const std::string& name, Enum& value, const 
       ->type_name("{" + NamesOf<Enum>() + "}");
 }
 
+// The same, showing what holds without it.
+template <typename Enum>
+CLI::Option* AddEnumWithDefault(CLI::App* app, const std::string& name, Enum& value,
+                                const std::string& help) {
+  return AddEnum(app, name, value, help)->default_str(std::string(NameOf(value)));
+}
+
 // --backend and --threads.
 struct BackendFlags {
   std::string name = "auto";

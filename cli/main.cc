@@ -57,14 +57,11 @@ struct QuantizeCommand {
 
   explicit QuantizeCommand(CLI::App* app) {
     AddInput(app, in, out);
-    AddEnum(app, "--scheme", params.scheme, "what shares an outer scale")
-        ->default_str(std::string(NameOf(params.scheme)));
-    AddEnum(app, "--rule", params.rule, "order of operations")
-        ->default_str(std::string(NameOf(params.rule)));
+    AddEnumWithDefault(app, "--scheme", params.scheme, "what shares an outer scale");
+    AddEnumWithDefault(app, "--rule", params.rule, "order of operations");
     metric = AddEnum(app, "--four-over-six", four_over_six.metric,
                      "try amax -> 4 beside amax -> 6 and keep the smaller error");
-    AddEnum(app, "--error-path", four_over_six.path, "how 4over6 computes errors")
-        ->default_str(std::string(NameOf(four_over_six.path)))
+    AddEnumWithDefault(app, "--error-path", four_over_six.path, "how 4over6 computes errors")
         ->needs(metric);
     e4m3_max = AddE4m3Max(app, params.e4m3_max,
                           "what the global scale aims at [256 with --four-over-six, else 448]");
@@ -140,8 +137,8 @@ struct SweepCommand {
         app->add_option("--global-amax", global_amax, "amax of the global scale [the tensor's own]")
             ->check(NotEmpty());
     AddE4m3Max(app, e4m3_max, "what the global scale aims at")->capture_default_str();
-    AddEnum(app, "--method", method, "how to search; exhaustive and pruned find the same")
-        ->default_str(std::string(NameOf(method)));
+    AddEnumWithDefault(app, "--method", method,
+                       "how to search; exhaustive and pruned find the same");
     grid_options = {
         app->add_option("--start", grid.start, "first multiplier")->capture_default_str(),
         app->add_option("--stop", grid.stop, "last multiplier")->capture_default_str(),

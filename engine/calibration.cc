@@ -110,12 +110,12 @@ absl::Status ForChunks(const SafetensorsReader& reader, const TensorInfo& tensor
                        const Collect& collect) {
   NIBBLE_ASSIGN_OR_RETURN(MatrixView x, ShapeOf(tensor));
   const int64_t rows = x.rows, row_bytes = x.cols * DTypeBytes(x.dtype);
-  const int64_t units = std::max<int64_t>(1, kChunkBytes / (row_bytes * kHessianUnitTokens));
+  const int64_t units = std::max<int64_t>(1, kChunkBytes / (row_bytes * kInputUnitTokens));
   std::vector<std::byte> chunk;
   // An empty capture is a chunk, too.
   int64_t first = 0;
   do {
-    x.rows = std::min(units * kHessianUnitTokens, rows - first);
+    x.rows = std::min(units * kInputUnitTokens, rows - first);
     chunk.resize(x.rows * row_bytes);
     NIBBLE_RETURN_IF_ERROR(reader.ReadRange(tensor, first * row_bytes, chunk));
     x.data = chunk.data();

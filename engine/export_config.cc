@@ -15,7 +15,6 @@
 // so an entry must not occur inside the name of anything that is quantized, and names that loaders
 // make up by fusing modules are listed beside those of the members.
 #include <algorithm>
-#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -194,9 +193,8 @@ std::string ExactPattern(const std::string& name) {
 
 // Whether SGLang would take the name for that of every layer's module, some of which are quantized.
 bool IsForEveryLayer(const std::string& name, const Modules& modules) {
-  constexpr std::string_view kNames[] = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"};
-  const std::string_view last = LastComponent(name);
-  return std::ranges::find(kNames, last) != std::end(kNames) && modules.IsQuantizedName(last);
+  const std::string_view of_all = SglangNameOfEveryLayer(name);
+  return !of_all.empty() && modules.IsQuantizedName(of_all);
 }
 
 std::vector<std::string> ModeloptExcludes(const Modules& modules) {

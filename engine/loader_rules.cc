@@ -148,6 +148,12 @@ std::optional<bool> VllmModeloptExcludes(std::span<const std::string> excludes,
   return false;
 }
 
+std::string_view SglangNameOfEveryLayer(std::string_view entry) {
+  constexpr std::string_view kNames[] = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"};
+  const std::string_view last = entry.substr(entry.rfind('.') + 1);  // npos + 1 is 0
+  return std::ranges::find(kNames, last) != std::end(kNames) ? last : std::string_view();
+}
+
 std::optional<bool> SglangModeloptExcludes(std::span<const std::string> excludes,
                                            const LoaderModule& module) {
   std::vector<std::string_view> texts = {module.name};
@@ -156,15 +162,12 @@ std::optional<bool> SglangModeloptExcludes(std::span<const std::string> excludes
     texts.push_back(std::string_view(module.name).substr(begin, end - begin));
     begin = end + 1;
   }
-  constexpr std::string_view kOfEveryLayer[] = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
-                                                "kv_b_proj"};
   const std::string_view last = texts.back();
-  return std::ranges::any_of(excludes, [&](std::string_view entry) {
-    const std::string_view entry_last = entry.substr(entry.rfind('.') + 1);  // npos + 1 is 0
+  return std::ranges::any_of(excludes, [&](const std::string& entry) {
+    const std::string_view of_all = SglangNameOfEveryLayer(entry);
     return std::ranges::any_of(texts,
                                [&](std::string_view text) { return SglangMatches(entry, text); }) ||
-           (std::ranges::find(kOfEveryLayer, entry_last) != std::end(kOfEveryLayer) &&
-            last.find(entry_last) != last.npos);
+           (!of_all.empty() && last.find(of_all) != last.npos);
   });
 }
 

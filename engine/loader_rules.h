@@ -30,6 +30,10 @@ struct LoaderModule {
 std::optional<bool> VllmModeloptExcludes(std::span<const std::string> excludes,
                                          const LoaderModule& module);
 
+// The name of multi-head latent attention that an entry ends in, which SGLang takes for that of
+// every layer's module; empty for other entries.
+std::string_view SglangNameOfEveryLayer(std::string_view entry);
+
 // SGLang for modelopt: entries as regular expressions with "." escaped and "*" as ".*", over the
 // whole name or any one component; the members of a fused module are not looked at. An entry that
 // ends in a name of multi-head latent attention is one for every layer: "a.0.kv_b_proj" excludes

@@ -234,13 +234,7 @@ class Job {
       for (int64_t begin = 0; begin < bytes; begin += kChunkBytes) {
         const int64_t end = std::min(begin + kChunkBytes, bytes);
         NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, end, chunk));
-        const int64_t blocks = (end - begin) / (kBlockSize * DTypeBytes(row.tensor.dtype));
-        const absl::Status finite =
-            backends_[0]->Amax({chunk.data(), row.tensor.dtype, blocks, kBlockSize}).status();
-        if (!absl::IsFailedPrecondition(finite)) {
-          NIBBLE_RETURN_IF_ERROR(finite);
-          continue;
-        }
+        if (!FirstNonFinite(row.tensor.dtype, chunk)) continue;
         found.insert(row.tensor.name);
         break;
       }

@@ -88,28 +88,28 @@ absl::Status CheckPlace(const OutputFolderRequest& request, const std::string& o
   return absl::OkStatus();
 }
 
-// What of `note` is not as in `identity`; empty where all is.
-absl::StatusOr<std::string> Difference(const std::string& path, const std::string& note,
-                                       const std::map<std::string, std::string>& identity) {
+// The first name whose value in `json` is another, or not there; empty where none is.
+std::string Difference(const nlohmann::json& json,
+                       const std::map<std::string, std::string>& expected) {
+  for (const auto& [name, value] : expected) {
+    const auto found = json.find(name);
+    if (found == json.end() || !found->is_string() || found->get<std::string>() != value) {
+      return name;
+    }
+  }
+  return "";
+}
+
+absl::Status CheckIdentity(const std::string& folder, const OutputFolderRequest& request) {
+  const std::string path = NotePath(folder, kIdentityNote);
+  NIBBLE_ASSIGN_OR_RETURN(const std::string note, ReadTextFile(path, kMostNoteBytes));
   const nlohmann::json json = nlohmann::json::parse(note, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {
     return absl::DataLossError(absl::StrCat(
         path,
         ": expected the notes of a partial result, got something else; --overwrite drops it"));
   }
-  for (const auto& [name, value] : identity) {
-    const auto found = json.find(name);
-    if (found == json.end() || !found->is_string() || found->get<std::string>() != value) {
-      return name;
-    }
-  }
-  return std::string();
-}
-
-absl::Status CheckIdentity(const std::string& folder, const OutputFolderRequest& request) {
-  const std::string path = NotePath(folder, kIdentityNote);
-  NIBBLE_ASSIGN_OR_RETURN(const std::string note, ReadTextFile(path, kMostNoteBytes));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string difference, Difference(path, note, request.identity));
+  const std::string difference = Difference(json, request.identity);
   if (difference.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("--resume: expected the ", difference, " that ", folder,
@@ -137,8 +137,8 @@ absl::StatusOr<FileDescriptor> Lock(const std::string& folder) {
 
 std::string PartialOf(const std::string& out) { return out + ".partial"; }
 
-// Of all files of a result, by name, size and time.
-absl::StatusOr<std::string> FilesOf(const std::string& folder) {
+// Paths of all files of a result, relative to it.
+absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& folder) {
   std::vector<std::string> files;
   std::error_code error;
   for (auto it = fs::recursive_directory_iterator(folder, error);
@@ -151,6 +151,12 @@ absl::StatusOr<std::string> FilesOf(const std::string& folder) {
     }
   }
   if (error) return FileSystemError(folder, error, "list");
+  return files;
+}
+
+// Of all files of a result, by name, size and time.
+absl::StatusOr<std::string> StateOf(const std::string& folder) {
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<std::string> files, FilesOf(folder));
   std::ranges::sort(files);
   Fingerprint hash;
   for (const std::string& file : files) {
@@ -161,16 +167,22 @@ absl::StatusOr<std::string> FilesOf(const std::string& folder) {
   return hash.Hex();
 }
 
-// Best effort: without it, nothing is lost but that a run can tell that there is nothing to do.
-absl::Status MarkAsFinished(const std::string& folder,
-                            const std::map<std::string, std::string>& identity) {
-  nlohmann::json mark;
+// As short as an attribute of a folder has to be.
+std::map<std::string, std::string> HashesOf(const std::map<std::string, std::string>& identity) {
+  std::map<std::string, std::string> hashes;
   for (const auto& [name, value] : identity) {
     Fingerprint hash;
     hash.Add(value);
-    mark["identity"][name] = hash.Hex();
+    hashes[name] = hash.Hex();
   }
-  NIBBLE_ASSIGN_OR_RETURN(mark["files"], FilesOf(folder));
+  return hashes;
+}
+
+// Best effort: without it, nothing is lost but that a run can tell that there is nothing to do.
+absl::Status MarkAsFinished(const std::string& folder,
+                            const std::map<std::string, std::string>& identity) {
+  nlohmann::json mark = {{"identity", HashesOf(identity)}};
+  NIBBLE_ASSIGN_OR_RETURN(mark["files"], StateOf(folder));
   const std::string text = mark.dump();
   (void)setxattr(folder.c_str(), kFinishedAttribute, text.data(), text.size(), 0);
   return absl::OkStatus();
@@ -185,19 +197,16 @@ absl::StatusOr<bool> IsFinished(const std::string& folder,
   if (size <= 0) return false;
   const nlohmann::json mark =
       nlohmann::json::parse(text, text + size, nullptr, /*allow_exceptions=*/false);
-  const nlohmann::json none = nlohmann::json::object();
-  const nlohmann::json& made_from =
-      mark.is_object() && mark.contains("identity") ? mark["identity"] : none;
-  for (const auto& [name, value] : identity) {
-    Fingerprint hash;
-    hash.Add(value);
-    if (made_from.value(name, "") == hash.Hex()) continue;
+  const auto made_from = mark.find("identity");
+  const std::string difference =
+      Difference(made_from == mark.end() ? nlohmann::json() : *made_from, HashesOf(identity));
+  if (!difference.empty()) {
     return absl::FailedPreconditionError(
-        absl::StrCat("--resume: expected the ", name, " that ", folder,
+        absl::StrCat("--resume: expected the ", difference, " that ", folder,
                      " was made from, got another; --overwrite replaces it"));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::string files, FilesOf(folder));
-  if (mark.is_object() && mark.value("files", "") == files) return true;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string files, StateOf(folder));
+  if (Difference(mark, {{"files", files}}).empty()) return true;
   return absl::FailedPreconditionError(
       absl::StrCat("--resume: expected the files of ", folder,
                    " as they were when it was finished, got others; --overwrite replaces it"));
@@ -206,6 +215,40 @@ absl::StatusOr<bool> IsFinished(const std::string& folder,
 // A run before was killed after its result had its name.
 bool WasCompleted(const std::string& out) { return Exists(NotePath(out, kIdentityNote)); }
 bool IsPartial(const std::string& folder) { return IsFolder(StatePath(folder)); }
+
+// What a request finds at `out`.
+enum class Found : uint8_t { kWork, kNamedResult, kFinishedResult };
+
+absl::StatusOr<Found> Look(const OutputFolderRequest& request, const std::string& out) {
+  NIBBLE_RETURN_IF_ERROR(CheckPlace(request, out));
+  const std::string partial = PartialOf(out);
+  if (WasCompleted(out) && request.resume) {
+    NIBBLE_RETURN_IF_ERROR(CheckIdentity(out, request));
+    return Found::kNamedResult;
+  }
+  if (request.resume && !request.overwrite && !Exists(partial) && IsFolder(out)) {
+    NIBBLE_ASSIGN_OR_RETURN(const bool finished, IsFinished(out, request.identity));
+    if (finished) return Found::kFinishedResult;
+  }
+  if (IsFolder(out) && !IsEmptyFolder(out) && !request.overwrite) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--out: expected a folder that does not exist yet, got ", out,
+                     "; --overwrite replaces it when the new result is complete"));
+  }
+  if (!Exists(partial) || IsEmptyFolder(partial)) return Found::kWork;
+  if (!IsPartial(partial) && !(WasCompleted(out) && LooksLikeAResult(partial))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        partial, ": expected a name that is free, or the partial result of a run, got neither"));
+  }
+  if (request.resume && Exists(NotePath(partial, kIdentityNote))) {
+    NIBBLE_RETURN_IF_ERROR(CheckIdentity(partial, request));
+  }
+  if (request.resume || request.overwrite) return Found::kWork;
+  return absl::InvalidArgumentError(
+      absl::StrCat(partial,
+                   ": expected no partial result, got one; --resume goes on with it, "
+                   "--overwrite starts again"));
+}
 
 }  // namespace
 
@@ -224,32 +267,7 @@ bool IsWithin(const std::string& path, const std::string& folder) {
 }
 
 absl::Status OutputFolder::Check(const OutputFolderRequest& request) {
-  const std::string out = WithoutSlash(request.out);
-  NIBBLE_RETURN_IF_ERROR(CheckPlace(request, out));
-  const std::string partial = PartialOf(out);
-  if (WasCompleted(out) && request.resume) return CheckIdentity(out, request);
-  if (request.resume && !request.overwrite && !Exists(partial) && IsFolder(out)) {
-    NIBBLE_ASSIGN_OR_RETURN(const bool finished, IsFinished(out, request.identity));
-    if (finished) return absl::OkStatus();
-  }
-  if (IsFolder(out) && !IsEmptyFolder(out) && !request.overwrite) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--out: expected a folder that does not exist yet, got ", out,
-                     "; --overwrite replaces it when the new result is complete"));
-  }
-  if (!Exists(partial) || IsEmptyFolder(partial)) return absl::OkStatus();
-  if (!IsPartial(partial) && !(WasCompleted(out) && LooksLikeAResult(partial))) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        partial, ": expected a name that is free, or the partial result of a run, got neither"));
-  }
-  if (request.resume && Exists(NotePath(partial, kIdentityNote))) {
-    return CheckIdentity(partial, request);
-  }
-  if (request.resume || request.overwrite) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(partial,
-                   ": expected no partial result, got one; --resume goes on with it, "
-                   "--overwrite starts again"));
+  return Look(request, WithoutSlash(request.out)).status();
 }
 
 bool OutputFolder::HasPartial(const std::string& out) {
@@ -257,19 +275,15 @@ bool OutputFolder::HasPartial(const std::string& out) {
 }
 
 absl::StatusOr<OutputFolder> OutputFolder::Open(const OutputFolderRequest& request) {
-  NIBBLE_RETURN_IF_ERROR(Check(request));
   OutputFolder folder;
   folder.out_ = WithoutSlash(request.out);
   folder.identity_ = request.identity;
-  if (request.resume && !request.overwrite && IsFolder(folder.out_) &&
-      !IsEmptyFolder(folder.out_) && !WasCompleted(folder.out_)) {
-    folder.complete_ = folder.finished_ = true;  // as Check found
-    folder.path_ = folder.out_;
-    return folder;
-  }
-  if (request.resume && WasCompleted(folder.out_)) {
+  NIBBLE_ASSIGN_OR_RETURN(const Found found, Look(request, folder.out_));
+  if (found != Found::kWork) {
     folder.complete_ = true;
+    folder.finished_ = found == Found::kFinishedResult;
     folder.path_ = folder.out_;
+    if (folder.finished_) return folder;
     NIBBLE_ASSIGN_OR_RETURN(folder.lock_, Lock(folder.path_));
     return folder;
   }
@@ -313,18 +327,11 @@ absl::Status OutputFolder::Finish() {
   std::error_code error;
   const std::string partial = PartialOf(out_);
   if (!complete_) {
-    std::vector<std::string> leftovers;
-    for (auto it = fs::recursive_directory_iterator(path_, error);
-         !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-      const std::string file = it->path().lexically_relative(path_).string();
-      if (file == kStateFolder) {
-        it.disable_recursion_pending();
-      } else if (!it->is_directory() && !kept_.contains(file)) {
-        leftovers.push_back(it->path().string());
-      }
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::string> files, FilesOf(path_));
+    for (const std::string& file : files) {
+      if (kept_.contains(file)) continue;
+      NIBBLE_RETURN_IF_ERROR(RemoveAll(absl::StrCat(path_, "/", file)));
     }
-    if (error) return FileSystemError(path_, error, "list");
-    for (const std::string& path : leftovers) NIBBLE_RETURN_IF_ERROR(RemoveAll(path));
     NIBBLE_RETURN_IF_ERROR(MarkAsFinished(path_, identity_));
     // An old result changes places with the new one, where the file system can do that.
     const bool replaces = IsFolder(out_) && !IsEmptyFolder(out_);

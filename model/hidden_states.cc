@@ -110,6 +110,13 @@ absl::StatusOr<HiddenStates> HiddenStates::Create(std::vector<int64_t> lengths, 
   return states;
 }
 
+uint64_t HiddenStates::OffsetOf(int64_t first, size_t bytes) const {
+  const uint64_t token_bytes = static_cast<uint64_t>(channels_) * DTypeBytes(dtype_);
+  NIBBLE_CHECK(first >= 0 && bytes % token_bytes == 0 &&
+               first + static_cast<int64_t>(bytes / token_bytes) <= tokens_);
+  return static_cast<uint64_t>(first) * token_bytes;
+}
+
 absl::Status HiddenStates::ReadBytes(uint64_t offset, std::span<std::byte> out) const {
   const size_t here =
       offset >= memory_.size() ? 0 : std::min<uint64_t>(out.size(), memory_.size() - offset);
@@ -133,38 +140,26 @@ absl::Status HiddenStates::WriteBytes(uint64_t offset, std::span<const std::byte
 }
 
 absl::Status HiddenStates::Read(int64_t first, std::span<float> out) const {
-  NIBBLE_CHECK(first >= 0 && out.size() % channels_ == 0 &&
-               first + static_cast<int64_t>(out.size()) / channels_ <= tokens_);
-  const uint64_t offset = static_cast<uint64_t>(first) * channels_ * DTypeBytes(dtype_);
-  if (dtype_ == DType::kF32) return ReadBytes(offset, std::as_writable_bytes(out));
+  if (dtype_ == DType::kF32) return ReadStored(first, std::as_writable_bytes(out));
   UninitializedVector<uint16_t> values(out.size());
-  NIBBLE_RETURN_IF_ERROR(ReadBytes(offset, std::as_writable_bytes(std::span(values))));
+  NIBBLE_RETURN_IF_ERROR(ReadStored(first, std::as_writable_bytes(std::span(values))));
   for (size_t i = 0; i < values.size(); ++i) out[i] = FloatFromBf16(values[i]);
   return absl::OkStatus();
 }
 
 absl::Status HiddenStates::Write(int64_t first, std::span<const float> values) {
-  NIBBLE_CHECK(first >= 0 && values.size() % channels_ == 0 &&
-               first + static_cast<int64_t>(values.size()) / channels_ <= tokens_);
-  const uint64_t offset = static_cast<uint64_t>(first) * channels_ * DTypeBytes(dtype_);
-  if (dtype_ == DType::kF32) return WriteBytes(offset, std::as_bytes(values));
+  if (dtype_ == DType::kF32) return WriteStored(first, std::as_bytes(values));
   UninitializedVector<uint16_t> rounded(values.size());
   for (size_t i = 0; i < values.size(); ++i) rounded[i] = Bf16FromFloat(values[i]);
-  return WriteBytes(offset, std::as_bytes(std::span(rounded)));
+  return WriteStored(first, std::as_bytes(std::span(rounded)));
 }
 
 absl::Status HiddenStates::ReadStored(int64_t first, std::span<std::byte> out) const {
-  const uint64_t token_bytes = static_cast<uint64_t>(channels_) * DTypeBytes(dtype_);
-  NIBBLE_CHECK(first >= 0 && out.size() % token_bytes == 0 &&
-               first + static_cast<int64_t>(out.size() / token_bytes) <= tokens_);
-  return ReadBytes(static_cast<uint64_t>(first) * token_bytes, out);
+  return ReadBytes(OffsetOf(first, out.size()), out);
 }
 
 absl::Status HiddenStates::WriteStored(int64_t first, std::span<const std::byte> bytes) {
-  const uint64_t token_bytes = static_cast<uint64_t>(channels_) * DTypeBytes(dtype_);
-  NIBBLE_CHECK(first >= 0 && bytes.size() % token_bytes == 0 &&
-               first + static_cast<int64_t>(bytes.size() / token_bytes) <= tokens_);
-  return WriteBytes(static_cast<uint64_t>(first) * token_bytes, bytes);
+  return WriteBytes(OffsetOf(first, bytes.size()), bytes);
 }
 
 absl::Status HiddenStates::Save(const std::string& path,

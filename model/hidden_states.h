@@ -61,6 +61,7 @@ class HiddenStates {
  private:
   HiddenStates() = default;
 
+  uint64_t OffsetOf(int64_t first, size_t bytes) const;  // of whole tokens that are there
   absl::Status ReadBytes(uint64_t offset, std::span<std::byte> out) const;
   absl::Status WriteBytes(uint64_t offset, std::span<const std::byte> bytes);
 

@@ -204,13 +204,7 @@ class CudaOps final : public LayerOps {
 
   absl::Status Upload(std::span<const float> values, const DeviceMatrix& out) override {
     NIBBLE_RETURN_IF_ERROR(device_->Use());
-    if (out.dtype == DType::kF32) {
-      return Stage(values.data(), std::ssize(values) * 4, out.memory.get());
-    }
-    NIBBLE_ASSIGN_OR_RETURN(const auto wide, Bytes(std::ssize(values) * 4));
-    NIBBLE_RETURN_IF_ERROR(Stage(values.data(), std::ssize(values) * 4, wide.get()));
-    return Launched(LaunchToBf16(static_cast<const float*>(wide.get()), Count(out),
-                                 static_cast<uint16_t*>(out.memory.get()), stream_()));
+    return Stage(values.data(), std::ssize(values) * 4, out.memory.get());
   }
 
   absl::StatusOr<std::span<const float>> Download(const DeviceMatrix& x,

@@ -10,6 +10,8 @@
 #include "tests/testing/bytes.h"
 #include "tests/testing/params.h"
 #include "tests/testing/random_bits.h"
+#include "tests/testing/results.h"
+#include "tests/testing/synthetic_matrix.h"
 
 namespace nibble {
 namespace {
@@ -20,17 +22,10 @@ using ::nibble::testing::KernelsName;
 using ::nibble::testing::RandomBits;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
+using ::nibble::testing::SameSweep;
+using ::nibble::testing::SyntheticMatrix;
 
 constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
-
-struct Tensor {
-  std::vector<std::byte> bytes;
-  MatrixView view;
-
-  Tensor(Distribution distribution, DType dtype, int64_t rows, int64_t cols, uint64_t seed = 1)
-      : bytes(ToBytes(SyntheticValues(distribution, rows * cols, seed), dtype)),
-        view{bytes.data(), dtype, rows, cols} {}
-};
 
 class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
  protected:
@@ -53,9 +48,7 @@ class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
                        const absl::StatusOr<SweepResult>& actual) {
     ASSERT_TRUE(expected.ok()) << expected.status();
     ASSERT_TRUE(actual.ok()) << actual.status();
-    EXPECT_TRUE(SameBytes(expected->code, actual->code)) << "code";
-    EXPECT_TRUE(SameBytes(expected->loss, actual->loss)) << "loss";
-    EXPECT_TRUE(SameBytes(expected->best_amax, actual->best_amax)) << "best_amax";
+    EXPECT_TRUE(SameSweep(*expected, *actual));
     EXPECT_EQ(expected->evaluations, actual->evaluations);
     EXPECT_EQ(expected->near_ties, actual->near_ties);
   }
@@ -65,7 +58,7 @@ TEST_P(ConformanceTest, QuantizeEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
     for (DType dtype : kDTypes) {
-      const Tensor x(static_cast<Distribution>(d), dtype, 32, 208, d + 1);
+      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 32, 208, d + 1);
       for (const QuantizeParams& params : AllParams()) ExpectSame(params, x.view);
     }
   }
@@ -75,7 +68,7 @@ TEST_P(ConformanceTest, QuantizeEveryShape) {
   const std::pair<int64_t, int64_t> shapes[] = {{0, 16},  {1, 16},  {1, 4096}, {3, 48},
                                                 {16, 16}, {17, 80}, {48, 144}, {160, 32}};
   for (const auto& [rows, cols] : shapes) {
-    const Tensor x(Distribution::kOutliers, DType::kBf16, rows, cols);
+    const SyntheticMatrix x(Distribution::kOutliers, DType::kBf16, rows, cols);
     for (QuantizeParams params : AllParams()) {
       for (bool columnwise : {false, true}) {
         for (Rht rht : {Rht::kNone, Rht::kSigns, Rht::kNoSigns}) {
@@ -92,7 +85,7 @@ TEST_P(ConformanceTest, QuantizeEveryShape) {
 TEST_P(ConformanceTest, GlobalAmaxOfTheCallers) {
   for (float g : {0.0f, 1e-42f, 1e-20f, 0.5f, 3e38f}) {
     for (DType dtype : kDTypes) {
-      const Tensor x(Distribution::kNormal, dtype, 16, 160);
+      const SyntheticMatrix x(Distribution::kNormal, dtype, 16, 160);
       for (QuantizeParams params : AllParams()) {
         if (params.scheme == Scheme::kPerToken) continue;
         params.global_amax = g;
@@ -103,7 +96,7 @@ TEST_P(ConformanceTest, GlobalAmaxOfTheCallers) {
 }
 
 TEST_P(ConformanceTest, UnalignedData) {
-  const Tensor aligned(Distribution::kNormal, DType::kBf16, 8, 96);
+  const SyntheticMatrix aligned(Distribution::kNormal, DType::kBf16, 8, 96);
   std::vector<std::byte> shifted(aligned.bytes.size() + 2);
   std::copy(aligned.bytes.begin(), aligned.bytes.end(), shifted.begin() + 2);
   MatrixView x = aligned.view;
@@ -116,7 +109,7 @@ TEST_P(ConformanceTest, SweepsEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
     for (DType dtype : kDTypes) {
-      const Tensor x(static_cast<Distribution>(d), dtype, 5, 208, d + 1);
+      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 5, 208, d + 1);
       for (int e4m3_max : {448, 256}) {
         for (SweepMethod method : {SweepMethod::kExhaustive, SweepMethod::kPruned}) {
           const ScaleSweepParams params = {method, e4m3_max, std::nullopt};
@@ -157,7 +150,7 @@ TEST_P(ConformanceTest, HessianSweeps) {
                          Distribution::kZero, Distribution::kSubnormal}) {
     for (int tokens : {4, 64}) {  // singular and not
       SCOPED_TRACE(std::string(NameOf(d)) + " " + std::to_string(tokens));
-      const Tensor x(d, DType::kBf16, 21, 48);
+      const SyntheticMatrix x(d, DType::kBf16, 21, 48);
       const std::vector<float> a = SyntheticValues(Distribution::kNormal, 3 * 16 * tokens, 3);
       std::vector<float> h(3 * 256, 0.0f);
       for (int s = 0; s < 3; ++s) {
@@ -231,7 +224,7 @@ TEST_P(ConformanceTest, AccumulatedHessians) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     for (DType dtype : kDTypes) {
       SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " + std::string(DTypeName(dtype)));
-      const Tensor x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
+      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
       std::vector<float> expected(5 * 256, 0.25f), actual = expected;
       ASSERT_TRUE(scalar_->AccumulateHessian(x.view, expected).ok());
       ASSERT_TRUE(simd_->AccumulateHessian(x.view, actual).ok());
@@ -251,7 +244,7 @@ TEST_P(ConformanceTest, Observations) {
 
 TEST_P(ConformanceTest, ThreadsChangeNothing) {
   // Large enough for several pieces of work.
-  const Tensor x(Distribution::kOutliers, DType::kBf16, 272, 4096);
+  const SyntheticMatrix x(Distribution::kOutliers, DType::kBf16, 272, 4096);
   const std::vector<float> identity = [] {
     std::vector<float> h(256 * 256, 0.0f);
     for (int s = 0; s < 256; ++s) {
@@ -296,7 +289,7 @@ TEST_P(ConformanceTest, ThreadsChangeNothing) {
 
 // Rows quantized apart, under one global amax, are the rows of the whole.
 TEST_P(ConformanceTest, ChunksAreThePartsOfTheWhole) {
-  const Tensor x(Distribution::kLaplace, DType::kF16, 64, 80);
+  const SyntheticMatrix x(Distribution::kLaplace, DType::kF16, 64, 80);
   const float amax = *simd_->Amax(x.view);
   for (QuantizeParams params : AllParams()) {
     if (params.stochastic) continue;  // an element's bits depend on its index
@@ -319,11 +312,11 @@ TEST_P(ConformanceTest, ChunksAreThePartsOfTheWhole) {
 
 TEST_P(ConformanceTest, AmaxAndNonFiniteValues) {
   for (DType dtype : kDTypes) {
-    Tensor x(Distribution::kNormal, dtype, 3, 1040);
+    SyntheticMatrix x(Distribution::kNormal, dtype, 3, 1040);
     EXPECT_EQ(*scalar_->Amax(x.view), *simd_->Amax(x.view));
     for (float bad : {NAN, INFINITY, -INFINITY}) {
       for (int64_t at : {int64_t{0}, int64_t{1041}, x.view.size() - 1}) {
-        Tensor broken = x;
+        SyntheticMatrix broken = x;
         broken.view.data = broken.bytes.data();
         const std::vector<float> value = {bad};
         const std::vector<std::byte> bytes = ToBytes(value, dtype);
@@ -343,8 +336,24 @@ TEST_P(ConformanceTest, AmaxAndNonFiniteValues) {
 INSTANTIATE_TEST_SUITE_P(Simd, ConformanceTest, ::testing::ValuesIn(AllSimdKernels()),
                          [](const auto& info) { return KernelsName(info.param); });
 
+TEST(SameSweepTest, SeesDifferences) {
+  const SyntheticMatrix x(Distribution::kNormal, DType::kBf16, 16, 32);
+  const auto backend = MakeScalarBackend({});
+  const SweepResult a = *backend->ScaleSweep({}, x.view);
+  EXPECT_TRUE(SameSweep(a, a));
+  SweepResult b = a;
+  b.code[17] ^= 1;
+  EXPECT_FALSE(SameSweep(a, b));
+  b = a;
+  b.loss[3] = std::nextafter(b.loss[3], 0.0f);
+  EXPECT_FALSE(SameSweep(a, b));
+  b = a;
+  b.best_amax[0] = std::nextafter(b.best_amax[0], 0.0f);
+  EXPECT_FALSE(SameSweep(a, b));
+}
+
 TEST(SamePackedTest, SeesDifferences) {
-  const Tensor x(Distribution::kNormal, DType::kBf16, 16, 32);
+  const SyntheticMatrix x(Distribution::kNormal, DType::kBf16, 16, 32);
   const auto backend = MakeScalarBackend({});
   const PackedTensor a = *backend->Quantize({}, x.view);
   EXPECT_TRUE(SamePacked(a, a));

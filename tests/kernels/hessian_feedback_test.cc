@@ -19,7 +19,9 @@
 #include "tests/testing/bytes.h"
 #include "tests/testing/hessians.h"
 #include "tests/testing/is_error.h"
+#include "tests/testing/results.h"
 #include "tests/testing/sanitizers.h"
+#include "tests/testing/synthetic_matrix.h"
 
 namespace nibble {
 namespace {
@@ -30,20 +32,12 @@ using ::nibble::testing::IsError;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::kSanitized;
 using ::nibble::testing::MakeHessians;
-using ::nibble::testing::SameBytes;
+using ::nibble::testing::SameFeedback;
 using ::nibble::testing::SamePacked;
+using ::nibble::testing::SyntheticMatrix;
 using ::testing::HasSubstr;
 
 constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
-
-struct Tensor {
-  std::vector<std::byte> bytes;
-  MatrixView view;
-
-  Tensor(Distribution distribution, DType dtype, int64_t rows, int64_t cols, uint64_t seed = 1)
-      : bytes(ToBytes(SyntheticValues(distribution, rows * cols, seed), dtype)),
-        view{bytes.data(), dtype, rows, cols} {}
-};
 
 // d^T H d of one block's stored bytes, in double precision, H as it was given.
 double StoredLoss(const MatrixView& x, const PackedTensor& packed, int64_t block, const float* h) {
@@ -143,7 +137,7 @@ TEST(HessianFeedbackTest, NeverLosesABlock) {
     const size_t a = index % std::size(kActivations);
     const size_t d = index / std::size(kActivations) % std::size(kData);
     const DType dtype = kDTypes[index / std::size(kActivations) / std::size(kData)];
-    const Tensor w(kData[d], dtype, kRows, kCols, 100 + index);
+    const SyntheticMatrix w(kData[d], dtype, kRows, kCols, 100 + index);
     const std::vector<float>& h = hessians[a];
     const auto backend = MakeCpuBackend({.threads = 1});
     const auto e = Encode(*backend, {}, w.view, h);
@@ -181,7 +175,7 @@ TEST(HessianFeedbackTest, NeverLosesABlock) {
 }
 
 TEST(HessianFeedbackTest, TheComparisonSeesALostBlock) {
-  const Tensor w(Distribution::kNormal, DType::kBf16, 4, 64);
+  const SyntheticMatrix w(Distribution::kNormal, DType::kBf16, 4, 64);
   const std::vector<float> h = MakeHessians(Activations::kCorrelated, 4);
   auto e = *Encode(*MakeCpuBackend({}), {}, w.view, h);
   const Comparison good = Compare(w.view, h, e.nearest, e.feedback.packed);
@@ -195,7 +189,7 @@ TEST(HessianFeedbackTest, TheComparisonSeesALostBlock) {
 // The losses that are reported are those of the bytes that are stored.
 TEST(HessianFeedbackTest, ReportsTheLossOfWhatIsStored) {
   for (int e4m3_max : {448, 256}) {
-    const Tensor w(Distribution::kLaplace, DType::kF32, 33, 160);
+    const SyntheticMatrix w(Distribution::kLaplace, DType::kF32, 33, 160);
     const std::vector<float> h = MakeHessians(Activations::kIid, 10);
     ThreadPool pool(1);
     const auto factors = FactorHessians(h, pool).value();
@@ -317,7 +311,7 @@ TEST(HessianFeedbackTest, TheTermsAddUpToTheLoss) {
 TEST(HessianFeedbackTest, NothingToGainChangesNothing) {
   const auto backend = MakeCpuBackend({});
   // Under a diagonal H every code is on its own, and the nearest is best.
-  const Tensor w(Distribution::kNormal, DType::kBf16, 40, 64);
+  const SyntheticMatrix w(Distribution::kNormal, DType::kBf16, 40, 64);
   for (Activations kind : {Activations::kDeadChannels, Activations::kZero}) {
     const auto e = *Encode(*backend, {}, w.view, MakeHessians(kind, 4));
     EXPECT_EQ(ExpectBetterOrTheSame(e), 0) << NameOf(kind);
@@ -330,7 +324,7 @@ TEST(HessianFeedbackTest, NothingToGainChangesNothing) {
 
 TEST(HessianFeedbackTest, RefusesWhatTheSweepRefuses) {
   const auto backend = MakeCpuBackend({});
-  const Tensor w(Distribution::kNormal, DType::kBf16, 4, 32);
+  const SyntheticMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
   const std::vector<float> good = MakeHessians(Activations::kIid, 2);
   const auto refused = [&](const std::vector<float>& h, const MatrixView& x,
                            std::string_view piece) {
@@ -359,14 +353,6 @@ TEST(HessianFeedbackTest, RefusesWhatTheSweepRefuses) {
 
 class HessianFeedbackKernelsTest : public ::testing::TestWithParam<const CpuKernels*> {
  protected:
-  static void ExpectSame(const FeedbackTensor& expected, const FeedbackTensor& actual) {
-    EXPECT_TRUE(SamePacked(expected.packed, actual.packed));
-    EXPECT_TRUE(SameBytes(expected.found.code, actual.found.code));
-    EXPECT_TRUE(SameBytes(expected.found.loss, actual.found.loss));
-    EXPECT_TRUE(SameBytes(expected.found.best_amax, actual.found.best_amax));
-    EXPECT_EQ(expected.nearest_loss, actual.nearest_loss);
-  }
-
   std::unique_ptr<Backend> scalar_ = MakeScalarBackend({});
   std::unique_ptr<Backend> simd_ = MakeCpuBackendWith(*GetParam(), {});
 };
@@ -377,14 +363,14 @@ TEST_P(HessianFeedbackKernelsTest, AgreeOnEveryDistributionAndHessian) {
       const auto dtype = kDTypes[(a + d) % 3];
       SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " +
                    std::string(kEnumNames<Activations>[a]));
-      const Tensor w(static_cast<Distribution>(d), dtype, 37, 80, d + 1);
+      const SyntheticMatrix w(static_cast<Distribution>(d), dtype, 37, 80, d + 1);
       const std::vector<float> h = MakeHessians(static_cast<Activations>(a), 5, a + 1);
       const ScaleSweepParams params = {SweepMethod::kPruned, d % 2 == 0 ? 448 : 256, std::nullopt};
       const auto expected = scalar_->SweepHessianFeedback(params, w.view, h);
       const auto actual = simd_->SweepHessianFeedback(params, w.view, h);
       ASSERT_TRUE(expected.ok()) << expected.status();
       ASSERT_TRUE(actual.ok()) << actual.status();
-      ExpectSame(*expected, *actual);
+      EXPECT_TRUE(SameFeedback(*expected, *actual));
     }
   }
 }
@@ -399,8 +385,8 @@ TEST_P(HessianFeedbackKernelsTest, AgreeUnderEveryGlobalAmax) {
     for (Activations kind : {Activations::kCorrelated, Activations::kHuge, Activations::kTiny}) {
       const std::vector<float> h = MakeHessians(kind, 3);
       const ScaleSweepParams params = {SweepMethod::kPruned, 448, g};
-      ExpectSame(*scalar_->SweepHessianFeedback(params, x, h),
-                 *simd_->SweepHessianFeedback(params, x, h));
+      EXPECT_TRUE(SameFeedback(*scalar_->SweepHessianFeedback(params, x, h),
+                               *simd_->SweepHessianFeedback(params, x, h)));
     }
   }
 }
@@ -414,14 +400,14 @@ TEST_P(HessianFeedbackKernelsTest, AgreeOnEveryShapeAndThreadCount) {
                                    {65, 32},
                                    {129, 80}}) {
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols));
-    const Tensor w(Distribution::kOutliers, DType::kBf16, rows, cols);
+    const SyntheticMatrix w(Distribution::kOutliers, DType::kBf16, rows, cols);
     const std::vector<float> h = MakeHessians(Activations::kCorrelated, cols / 16);
     const auto expected = scalar_->SweepHessianFeedback({}, w.view, h);
     ASSERT_TRUE(expected.ok()) << expected.status();
     EXPECT_EQ(static_cast<int64_t>(expected->packed.packed.size()), rows * cols / 2);
     for (int threads : {1, 2, 3}) {
       const auto backend = MakeCpuBackendWith(*GetParam(), {.threads = threads});
-      ExpectSame(*expected, *backend->SweepHessianFeedback({}, w.view, h));
+      EXPECT_TRUE(SameFeedback(*expected, *backend->SweepHessianFeedback({}, w.view, h)));
     }
   }
 }

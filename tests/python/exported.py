@@ -1,4 +1,4 @@
-"""What the bytes of an exported folder stand for, by a formula of our own: for the load_*.py beside."""
+"""What the load_*.py beside share: what the bytes of an exported folder stand for, by a formula of our own."""
 
 import re
 
@@ -58,3 +58,11 @@ def difference(a, b):
     if a.shape != b.shape:
         return float("inf")
     return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-30))
+
+
+def report(folder, text, problems):
+    """A line for the folder, one for each of its problems; whether there were any."""
+    print(f"{folder}: {text}", flush=True)
+    for problem in problems[:20]:
+        print(f"  {problem}")
+    return bool(problems)

@@ -27,7 +27,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.utils.match import match_name
 
-from exported import difference, expected_values, load
+from exported import difference, expected_values, load, report
 
 
 def check_compressor(tensors, config, expected, problems, modelopt):
@@ -172,7 +172,7 @@ def main():
         modelopt = config["quantization_config"]["quant_method"] == "modelopt"
         expected = expected_values(tensors, modelopt)
         worst = check_compressor(tensors, config, expected, problems, modelopt)
-        text = f"{folder}: {len(expected)} matrices, compressed-tensors within {worst:.3g}"
+        text = f"{len(expected)} matrices, compressed-tensors within {worst:.3g}"
         if not modelopt and not args.skip_transformers:
             notes = []
             for check in (lambda: check_dequantized(folder, tensors, expected, problems, notes),
@@ -182,10 +182,7 @@ def main():
                 except Exception as error:  # what the library raises is its own affair
                     problems.append(f"transformers: {type(error).__name__}: {str(error)[:500]}")
             text += "".join(f", {note}" for note in notes)
-        print(text)
-        for problem in problems[:20]:
-            print(f"  {problem}")
-        failed |= bool(problems)
+        failed |= report(folder, text, problems)
     return 1 if failed else 0
 
 

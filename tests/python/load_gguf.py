@@ -28,7 +28,7 @@ import tempfile
 import numpy
 import torch
 
-from exported import expected_values, input_scale, kept_tensors, load
+from exported import expected_values, input_scale, kept_tensors, load, report
 
 
 def without_vocabulary(conversion):
@@ -169,10 +169,7 @@ def main():
                 text = compare(gguf, out, folder, problems)
             except Exception as error:  # what the converter raises is its own affair
                 problems.append(f"{type(error).__name__}: {str(error)[:300]}")
-        print(f"{folder}: {text}", flush=True)
-        for problem in problems[:20]:
-            print(f"  {problem}")
-        failed |= bool(problems)
+        failed |= report(folder, text, problems)
     return 1 if failed else 0
 
 

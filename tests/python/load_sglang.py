@@ -30,7 +30,7 @@ from sglang.srt.layers.quantization.compressed_tensors.schemes import Compressed
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.models.registry import ModelRegistry
 
-from exported import expected_values, kept_tensors, load
+from exported import expected_values, kept_tensors, load, report
 
 # What SGLang's models fuse; some tell its loader, by packed_modules_mapping.
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"],
@@ -154,11 +154,8 @@ def main():
                     check_parameters(name, method, members, tensors, problems)
             except Exception as error:  # what the library raises is its own affair
                 problems.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
-        print(f"{folder}: {type(config).__name__}, {len(units)} modules, {len(quantized)} matrices",
-              flush=True)
-        for problem in problems[:20]:
-            print(f"  {problem}")
-        failed |= bool(problems)
+        failed |= report(folder, f"{type(config).__name__}, {len(units)} modules, "
+                         f"{len(quantized)} matrices", problems)
     return 1 if failed else 0
 
 

@@ -40,7 +40,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
 
-from exported import expected_values, kept_tensors, load
+from exported import expected_values, kept_tensors, load, report
 
 
 def replace_choices_of_kernels():
@@ -266,10 +266,7 @@ def main():
                     f"{len(comparison.quantized)} matrices")
         except Exception as error:  # what the library raises is its own affair
             problems.append(f"{type(error).__name__}: {str(error)[:400]}")
-        print(f"{folder}: {text}", flush=True)
-        for problem in problems[:20]:
-            print(f"  {problem}")
-        failed |= bool(problems)
+        failed |= report(folder, text, problems)
     return 1 if failed else 0
 
 

@@ -14,6 +14,8 @@
 #include "tests/testing/hessians.h"
 #include "tests/testing/packed.h"
 #include "tests/testing/params.h"
+#include "tests/testing/results.h"
+#include "tests/testing/synthetic_matrix.h"
 
 namespace nibble {
 namespace {
@@ -27,22 +29,17 @@ using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::RandomPacked;
 using ::nibble::testing::SameBytes;
+using ::nibble::testing::SameFeedback;
 using ::nibble::testing::SamePacked;
+using ::nibble::testing::SameStats;
+using ::nibble::testing::SameSweep;
+using ::nibble::testing::SyntheticMatrix;
 
 size_t MostConfigs() {
   size_t most = 0;
   for (const TunableOp& op : CudaTunableOps()) most = std::max(most, op.configs.size());
   return most;
 }
-
-struct Matrix {
-  std::vector<std::byte> bytes;
-  MatrixView view;
-
-  Matrix(Distribution distribution, DType dtype, int64_t rows, int64_t cols, uint64_t seed)
-      : bytes(ToBytes(SyntheticValues(distribution, rows * cols, seed), dtype)),
-        view{bytes.data(), dtype, rows, cols} {}
-};
 
 // The parameter is the index of every operation's config; the last for those that have fewer.
 class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<size_t> {
@@ -64,9 +61,7 @@ class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<si
   void ExpectSame(const absl::StatusOr<SweepResult>& expected,
                   const absl::StatusOr<SweepResult>& actual) {
     ASSERT_TRUE(expected.ok() && actual.ok()) << expected.status() << actual.status();
-    EXPECT_TRUE(SameBytes(expected->code, actual->code));
-    EXPECT_TRUE(SameBytes(expected->loss, actual->loss));
-    EXPECT_TRUE(SameBytes(expected->best_amax, actual->best_amax));
+    EXPECT_TRUE(SameSweep(*expected, *actual));
   }
 
   // What reads a matrix and no parameters of quantization.
@@ -98,8 +93,7 @@ class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<si
       const auto fed = cpu_->SweepHessianFeedback(params, x, hessians);
       const auto fed_there = cuda_->SweepHessianFeedback(params, x, hessians);
       ASSERT_TRUE(fed.ok() && fed_there.ok()) << fed_there.status();
-      EXPECT_TRUE(SamePacked(fed->packed, fed_there->packed));
-      ExpectSame(fed->found, fed_there->found);
+      EXPECT_TRUE(SameFeedback(*fed, *fed_there));
     }
     std::vector<std::byte> scaled(x.size() * DTypeBytes(x.dtype));
     std::copy_n(static_cast<const std::byte*>(x.data), scaled.size(), scaled.begin());
@@ -121,7 +115,7 @@ TEST_P(EveryConfigTest, EveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
     for (DType dtype : kInputDTypes) {
-      ExpectSameOf(Matrix(static_cast<Distribution>(d), dtype, 33, 208, d + 1).view);
+      ExpectSameOf(SyntheticMatrix(static_cast<Distribution>(d), dtype, 33, 208, d + 1).view);
     }
   }
 }
@@ -130,7 +124,7 @@ TEST_P(EveryConfigTest, EveryShape) {
   for (int64_t rows : {0, 1, 130, 1000}) {
     for (int64_t cols : {16, 48, 1040}) {
       for (DType dtype : kInputDTypes) {
-        ExpectSameOf(Matrix(Distribution::kOutliers, dtype, rows, cols, 3).view);
+        ExpectSameOf(SyntheticMatrix(Distribution::kOutliers, dtype, rows, cols, 3).view);
       }
     }
   }
@@ -139,7 +133,7 @@ TEST_P(EveryConfigTest, EveryShape) {
 TEST_P(EveryConfigTest, EveryWayToQuantize) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}}) {
     for (DType dtype : kInputDTypes) {
-      const Matrix x(Distribution::kStudentT5, dtype, rows, cols, 5);
+      const SyntheticMatrix x(Distribution::kStudentT5, dtype, rows, cols, 5);
       for (QuantizeParams params : AllParams()) {
         for (bool columnwise : {false, true}) {
           params.columnwise = columnwise;
@@ -160,7 +154,7 @@ TEST_P(EveryConfigTest, EveryWayToQuantize) {
 TEST_P(EveryConfigTest, BothCopies) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{16, 16}, {144, 208}, {1040, 3344}}) {
     for (DType dtype : kInputDTypes) {
-      const Matrix x(Distribution::kOutliers, dtype, rows, cols, 7);
+      const SyntheticMatrix x(Distribution::kOutliers, dtype, rows, cols, 7);
       for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken}) {
         for (Rht rht : {Rht::kNone, Rht::kSigns, Rht::kNoSigns}) {
           for (bool swizzle : {false, true}) {
@@ -195,16 +189,12 @@ TEST_P(EveryConfigTest, EveryPackedLayout) {
         ASSERT_TRUE(cuda_->Dequantize(packed.view(), dtype, actual.data()).ok());
         EXPECT_TRUE(SameBytes(expected, actual));
       }
-      const Matrix x(Distribution::kLaplace, DType::kBf16, rows, cols, 6);
+      const SyntheticMatrix x(Distribution::kLaplace, DType::kBf16, rows, cols, 6);
       const auto expected = cpu_->MeasureError(x.view, packed.view());
       const auto actual = cuda_->MeasureError(x.view, packed.view());
       ASSERT_EQ(expected.status(), actual.status());
       if (!expected.ok()) continue;
-      EXPECT_EQ(expected->mse(), actual->mse());
-      EXPECT_EQ(expected->cosine(), actual->cosine());
-      EXPECT_EQ(expected->max_error(), actual->max_error());
-      EXPECT_EQ(expected->saturated(), actual->saturated());
-      EXPECT_EQ(expected->flushed(), actual->flushed());
+      EXPECT_TRUE(SameStats(*expected, *actual));
     }
   }
 }

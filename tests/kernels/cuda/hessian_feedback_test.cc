@@ -13,6 +13,7 @@
 #include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
 #include "tests/testing/hessians.h"
+#include "tests/testing/results.h"
 
 namespace nibble {
 namespace {
@@ -24,7 +25,7 @@ using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
-using ::nibble::testing::SamePacked;
+using ::nibble::testing::SameFeedback;
 
 constexpr int kConfigs = static_cast<int>(std::size(kHessianFeedbackConfigs));
 
@@ -36,11 +37,7 @@ class CudaHessianFeedbackTest : public CudaTest {
     const auto actual = cuda_->SweepHessianFeedback(params, x, hessians);
     ASSERT_TRUE(expected.ok()) << expected.status();
     ASSERT_TRUE(actual.ok()) << actual.status();
-    EXPECT_TRUE(SamePacked(expected->packed, actual->packed));
-    EXPECT_TRUE(SameBytes(expected->found.code, actual->found.code)) << "code";
-    EXPECT_TRUE(SameBytes(expected->found.loss, actual->found.loss)) << "loss";
-    EXPECT_TRUE(SameBytes(expected->found.best_amax, actual->found.best_amax)) << "best_amax";
-    EXPECT_EQ(expected->nearest_loss, actual->nearest_loss);
+    EXPECT_TRUE(SameFeedback(*expected, *actual));
   }
 
   // One launch with memory of its own, through a graph that was captured over other data.

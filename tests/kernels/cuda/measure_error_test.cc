@@ -1,5 +1,4 @@
 // Error statistics on the device against the CPU's bits.
-#include <bit>
 #include <cmath>
 #include <iterator>
 #include <random>
@@ -8,9 +7,9 @@
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/measure_error_launch.h"
-#include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
 #include "tests/testing/packed.h"
+#include "tests/testing/results.h"
 
 namespace nibble {
 namespace {
@@ -23,29 +22,7 @@ using ::nibble::testing::DevicePackedTensor;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::RandomPacked;
 using ::nibble::testing::ReplayFromGraph;
-
-::testing::AssertionResult SameStats(const ErrorStats& expected, const ErrorStats& actual) {
-  const struct {
-    const char* name;
-    double expected, actual;
-  } values[] = {
-      {"count", double(expected.count()), double(actual.count())},
-      {"saturated", double(expected.saturated()), double(actual.saturated())},
-      {"flushed", double(expected.flushed()), double(actual.flushed())},
-      {"max_error", expected.max_error(), actual.max_error()},
-      {"mse", expected.mse(), actual.mse()},
-      {"relative_mse", expected.relative_mse(), actual.relative_mse()},
-      {"sqnr_db", expected.sqnr_db(), actual.sqnr_db()},
-      {"cosine", expected.cosine(), actual.cosine()},
-  };
-  for (const auto& value : values) {
-    if (std::bit_cast<uint64_t>(value.expected) != std::bit_cast<uint64_t>(value.actual)) {
-      return ::testing::AssertionFailure()
-             << value.name << ": expected " << value.expected << ", got " << value.actual;
-    }
-  }
-  return ::testing::AssertionSuccess();
-}
+using ::nibble::testing::SameStats;
 
 TEST(SameStatsTest, SeesTheSmallestDifference) {
   float x[kBlockSize] = {1, 2, 3}, y[kBlockSize] = {1, 2.5f, 3};

@@ -10,6 +10,7 @@
 #include "kernels/cuda/multiplier_search_launch.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
+#include "tests/testing/results.h"
 
 namespace nibble {
 namespace {
@@ -19,6 +20,7 @@ using ::nibble::testing::DeviceArray;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
+using ::nibble::testing::SameSweep;
 
 class CudaMultiplierSearchTest : public CudaTest {
  protected:
@@ -27,9 +29,7 @@ class CudaMultiplierSearchTest : public CudaTest {
     const auto actual = cuda_->MultiplierSearch(params, x);
     ASSERT_EQ(expected.status(), actual.status());
     if (!expected.ok()) return;
-    EXPECT_TRUE(SameBytes(expected->code, actual->code)) << "code";
-    EXPECT_TRUE(SameBytes(expected->best_amax, actual->best_amax)) << "best_amax";
-    EXPECT_TRUE(SameBytes(expected->loss, actual->loss)) << "loss";
+    EXPECT_TRUE(SameSweep(*expected, *actual));
     // Of the CPU's candidates the device skips those that cannot win.
     EXPECT_LE(actual->evaluations, expected->evaluations);
     EXPECT_EQ(actual->global_amax, expected->global_amax);

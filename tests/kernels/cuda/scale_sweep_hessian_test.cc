@@ -12,9 +12,9 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/scale_sweep_hessian_launch.h"
 #include "kernels/hessian_factors.h"
-#include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
 #include "tests/testing/hessians.h"
+#include "tests/testing/results.h"
 
 namespace nibble {
 namespace {
@@ -25,7 +25,7 @@ using ::nibble::testing::DeviceArray;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::ReplayFromGraph;
-using ::nibble::testing::SameBytes;
+using ::nibble::testing::SameSweep;
 
 constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepHessianConfigs));
 
@@ -40,9 +40,7 @@ std::vector<Activations> AllActivations() {
 class CudaScaleSweepHessianTest : public CudaTest {
  protected:
   static void ExpectSame(const SweepResult& expected, const SweepResult& actual) {
-    EXPECT_TRUE(SameBytes(expected.code, actual.code)) << "code";
-    EXPECT_TRUE(SameBytes(expected.loss, actual.loss)) << "loss";
-    EXPECT_TRUE(SameBytes(expected.best_amax, actual.best_amax)) << "best_amax";
+    EXPECT_TRUE(SameSweep(expected, actual));
     EXPECT_EQ(expected.near_ties, actual.near_ties);
   }
   void ExpectSame(const ScaleSweepParams& params, const MatrixView& x,

@@ -10,6 +10,7 @@
 #include "kernels/cuda/scale_sweep_launch.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
+#include "tests/testing/results.h"
 
 namespace nibble {
 namespace {
@@ -20,15 +21,9 @@ using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
+using ::nibble::testing::SameSweep;
 
-class CudaScaleSweepTest : public CudaTest {
- protected:
-  void ExpectSame(const SweepResult& expected, const SweepResult& actual) {
-    EXPECT_TRUE(SameBytes(expected.code, actual.code)) << "code";
-    EXPECT_TRUE(SameBytes(expected.loss, actual.loss)) << "loss";
-    EXPECT_TRUE(SameBytes(expected.best_amax, actual.best_amax)) << "best_amax";
-  }
-};
+class CudaScaleSweepTest : public CudaTest {};
 
 TEST_F(CudaScaleSweepTest, SweepsEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
@@ -46,7 +41,7 @@ TEST_F(CudaScaleSweepTest, SweepsEveryDistribution) {
             const auto actual = cuda_->ScaleSweep(params, x);
             ASSERT_TRUE(actual.ok()) << actual.status();
             const SweepResult expected = *cpu_->ScaleSweep(params, x);
-            ExpectSame(expected, *actual);
+            EXPECT_TRUE(SameSweep(expected, *actual));
             EXPECT_EQ(expected.near_ties, actual->near_ties);
             if (method == SweepMethod::kExhaustive) {
               EXPECT_EQ(actual->evaluations, 126 * x.size() / kBlockSize);
@@ -67,7 +62,7 @@ TEST_F(CudaScaleSweepTest, SweepsAdversarialScales) {
   for (float g : {0.0f, 1e-45f, 1e-39f, 1e-30f, 1e-24f, 1e-3f, 1.0f, 1e30f, 3.4e38f}) {
     SCOPED_TRACE(g);
     const ScaleSweepParams params = {SweepMethod::kPruned, 448, g};
-    ExpectSame(*cpu_->ScaleSweep(params, x), *cuda_->ScaleSweep(params, x));
+    EXPECT_TRUE(SameSweep(*cpu_->ScaleSweep(params, x), *cuda_->ScaleSweep(params, x)));
   }
 }
 
@@ -77,7 +72,7 @@ TEST_F(CudaScaleSweepTest, SweepsEveryShape) {
       const std::vector<std::byte> bytes =
           ToBytes(SyntheticValues(Distribution::kOutliers, rows * cols, 3), DType::kBf16);
       const MatrixView x = {bytes.data(), DType::kBf16, rows, cols};
-      ExpectSame(*cpu_->ScaleSweep({}, x), *cuda_->ScaleSweep({}, x));
+      EXPECT_TRUE(SameSweep(*cpu_->ScaleSweep({}, x), *cuda_->ScaleSweep({}, x)));
     }
   }
 }
