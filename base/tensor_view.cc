@@ -8,6 +8,10 @@ std::string ShapeName(std::span<const int64_t> shape) {
   return absl::StrCat("[", absl::StrJoin(shape.begin(), shape.end(), ", "), "]");
 }
 
+std::string TypeName(DType dtype, std::span<const int64_t> shape) {
+  return absl::StrCat(ToAbsl(DTypeName(dtype)), " ", ShapeName(shape));
+}
+
 std::optional<int64_t> ElementCount(std::span<const int64_t> shape) {
   int64_t count = 1;
   for (int64_t dim : shape) {

@@ -14,6 +14,8 @@ namespace nibble {
 
 // "[2, 3]"
 std::string ShapeName(std::span<const int64_t> shape);
+// "BF16 [2, 3]"
+std::string TypeName(DType dtype, std::span<const int64_t> shape);
 
 // Product of the dimensions; nullopt where one is negative or the product exceeds int64.
 std::optional<int64_t> ElementCount(std::span<const int64_t> shape);

@@ -33,12 +33,11 @@ absl::StatusOr<const StateArray*> FindStateArray(const CalibratorState& state,
            bytes == static_cast<int64_t>(array->bytes.size());
   }
   if (same) return array;
-  return absl::DataLossError(absl::StrCat(
-      "state '", ToAbsl(name), "': expected ", ToAbsl(DTypeName(dtype)), " ", ShapeName(shape),
-      ", got ",
-      array == nullptr ? std::string("none")
-                       : absl::StrCat(ToAbsl(DTypeName(array->dtype)), " ", ShapeName(array->shape),
-                                      " of ", array->bytes.size(), " bytes")));
+  return absl::DataLossError(
+      absl::StrCat("state '", ToAbsl(name), "': expected ", TypeName(dtype, shape), ", got ",
+                   array == nullptr ? std::string("none")
+                                    : absl::StrCat(TypeName(array->dtype, array->shape), " of ",
+                                                   array->bytes.size(), " bytes")));
 }
 
 absl::StatusOr<int64_t> TakeStateInteger(const CalibratorState& state, std::string_view name,

@@ -31,7 +31,7 @@ namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 // A module whose input is to be observed.
 struct Wanted {
@@ -72,9 +72,9 @@ absl::Status RemovePartial(const std::string& folder) {
   return error ? absl::UnknownError(absl::StrCat(folder, ": ", error.message())) : absl::OkStatus();
 }
 
-class Job {
+class CalibrateJob {
  public:
-  Job(const CalibrateModelRequest& request, Backend& backend, const LayerSink& progress)
+  CalibrateJob(const CalibrateModelRequest& request, Backend& backend, const LayerSink& progress)
       : request_(request),
         backend_(backend),
         progress_(progress),
@@ -367,18 +367,18 @@ DecoderOptions DecoderOptionsOf(const RunOptions& run, const Backend& backend) {
 }
 
 std::string ProgressAsJsonLine(const LayerProgress& progress) {
-  return Json({{"event", "layer"},
-               {"model", Printable(progress.model)},
-               {"layer", progress.layer},
-               {"layers", progress.layers},
-               {"seconds", progress.seconds}})
+  return OrderedJson({{"event", "layer"},
+                      {"model", Printable(progress.model)},
+                      {"layer", progress.layer},
+                      {"layers", progress.layers},
+                      {"seconds", progress.seconds}})
              .dump() +
          "\n";
 }
 
 absl::StatusOr<CalibrationSummary> CalibrateModel(const CalibrateModelRequest& request,
                                                   Backend& backend, const LayerSink& progress) {
-  return Job(request, backend, progress).Run();
+  return CalibrateJob(request, backend, progress).Run();
 }
 
 absl::Status DropPartialCalibration(const std::string& out) {

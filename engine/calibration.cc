@@ -21,10 +21,10 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view kInput = ".input";
+constexpr std::string_view kInputSuffix = ".input";
+constexpr int64_t kCaptureBytes = 16 << 20;  // of a capture that are in memory at a time
 constexpr std::string_view kFormatName = "nibble.calibration.";
 constexpr int kVersion = 1;
-constexpr int64_t kChunkBytes = 16 << 20;
 constexpr int64_t kMaxChannels = 1 << 20;
 constexpr std::string_view kArrays[] = {"amax",           "blocks.amax", "blocks.count",  "columns",
                                         "hessian.digits", "hessian.top", "hessian.units", "tokens"};
@@ -50,7 +50,7 @@ std::string HashOf(const SafetensorsReader& reader) {
     hash.Add(DTypeName(tensor.dtype));
     for (const int64_t dim : tensor.shape) hash.Add(static_cast<uint64_t>(dim));
     for (uint64_t at = 0; at < tensor.bytes(); at += chunk.size()) {
-      chunk.resize(std::min<uint64_t>(kChunkBytes, tensor.bytes() - at));
+      chunk.resize(std::min<uint64_t>(kCaptureBytes, tensor.bytes() - at));
       const absl::Status status = reader.ReadRange(tensor, at, chunk);
       if (!status.ok()) return absl::StrCat("unreadable: ", status.message());
       hash.Add(chunk);
@@ -86,7 +86,7 @@ absl::Status CheckColumns(int64_t expected, int64_t columns) {
 // --- Captures -----------------------------------------------------------------------------------
 
 bool IsCapture(std::string_view name) {
-  return name.size() > kInput.size() && name.ends_with(kInput);
+  return name.size() > kInputSuffix.size() && name.ends_with(kInputSuffix);
 }
 
 absl::StatusOr<MatrixView> ShapeOf(const TensorInfo& tensor) {
@@ -110,7 +110,7 @@ absl::Status ForChunks(const SafetensorsReader& reader, const TensorInfo& tensor
                        const Collect& collect) {
   NIBBLE_ASSIGN_OR_RETURN(MatrixView x, ShapeOf(tensor));
   const int64_t rows = x.rows, row_bytes = x.cols * DTypeBytes(x.dtype);
-  const int64_t units = std::max<int64_t>(1, kChunkBytes / (row_bytes * kInputUnitTokens));
+  const int64_t units = std::max<int64_t>(1, kCaptureBytes / (row_bytes * kInputUnitTokens));
   std::vector<std::byte> chunk;
   // An empty capture is a chunk, too.
   int64_t first = 0;
@@ -171,7 +171,7 @@ class Captures final : public FileCalibration {
 
  private:
   const TensorInfo* Find(const std::string& module) const {
-    return reader().Find(absl::StrCat(module, ToAbsl(kInput)));
+    return reader().Find(absl::StrCat(module, ToAbsl(kInputSuffix)));
   }
 
   // Nothing where there is no capture of the module.
@@ -209,9 +209,9 @@ absl::StatusOr<StateIndex> IndexStates(const SafetensorsReader& reader) {
   StateIndex index;
   for (const TensorInfo& tensor : reader.tensors()) {
     const std::string_view name = tensor.name;
-    const size_t end = name.rfind(absl::StrCat(ToAbsl(kInput), "."));
+    const size_t end = name.rfind(absl::StrCat(ToAbsl(kInputSuffix), "."));
     const std::string_view array =
-        end == name.npos ? std::string_view() : name.substr(end + kInput.size() + 1);
+        end == name.npos ? std::string_view() : name.substr(end + kInputSuffix.size() + 1);
     if (end == 0 || std::find(std::begin(kArrays), std::end(kArrays), array) == std::end(kArrays)) {
       return AtTensor(
           absl::DataLossError("name: expected '<module>.input.<array>' of a calibration, got "
@@ -329,7 +329,8 @@ absl::StatusOr<CalibrationStates> CollectCalibration(const std::string& captures
         AtTensor(ForChunks(reader, tensor,
                            [&](const MatrixView& x) { return collector.Collect(x, backend); }),
                  reader, tensor.name));
-    states.emplace(tensor.name.substr(0, tensor.name.size() - kInput.size()), std::move(collector));
+    states.emplace(tensor.name.substr(0, tensor.name.size() - kInputSuffix.size()),
+                   std::move(collector));
   }
   return states;
 }
@@ -341,7 +342,7 @@ absl::Status SaveCalibration(const std::string& path, const CalibrationStates& s
       return absl::InvalidArgumentError("module: expected a name, got an empty one");
     }
     for (auto& [name, array] : collector.Save()) {
-      arrays.emplace_back(absl::StrCat(module, ToAbsl(kInput), ".", name), array);
+      arrays.emplace_back(absl::StrCat(module, ToAbsl(kInputSuffix), ".", name), array);
     }
   }
   std::vector<TensorToWrite> tensors;

@@ -23,7 +23,7 @@
 namespace nibble {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 // --- Statistics ---------------------------------------------------------------------------------
 
@@ -269,15 +269,16 @@ class Evaluation {
   std::vector<std::unique_ptr<RunnableModel>> models_;  // as in request_.models
 };
 
-Json ToJson(const Estimate& estimate) {
-  Json json = {{"mean", estimate.mean}, {"margin", nullptr}};
+OrderedJson ToJson(const Estimate& estimate) {
+  OrderedJson json = {{"mean", estimate.mean}, {"margin", nullptr}};
   if (std::isfinite(estimate.margin)) json["margin"] = estimate.margin;
   return json;
 }
 
 // Perplexities at the ends of the loss's interval; null where there is none.
-Json PerplexityAt(const Estimate& loss, double margin) {
-  return std::isfinite(loss.margin) ? Json(std::exp(loss.mean + margin)) : Json(nullptr);
+OrderedJson PerplexityAt(const Estimate& loss, double margin) {
+  return std::isfinite(loss.margin) ? OrderedJson(std::exp(loss.mean + margin))
+                                    : OrderedJson(nullptr);
 }
 
 // "0.0123 +- 0.0045", or the mean alone.
@@ -410,10 +411,10 @@ std::string EvaluationAsText(std::span<const ModelScore> scores) {
 }
 
 std::string EvaluationAsJson(std::span<const ModelScore> scores) {
-  Json json = {{"models", Json::array()}};
+  OrderedJson json = {{"models", OrderedJson::array()}};
   for (const ModelScore& score : scores) {
     const Estimate loss = score.loss();
-    Json sequences = Json::array();
+    OrderedJson sequences = OrderedJson::array();
     for (const SequenceScore& sequence : score.sequences) {
       sequences.push_back({{"predictions", sequence.predictions},
                            {"loss", sequence.loss},

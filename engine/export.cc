@@ -11,8 +11,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view kWeight = ".weight";
-
 // What follows a matrix's base name, in each format.
 struct PartNames {
   const char *codes, *block_scale, *global_scale, *input_scale;

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,6 +20,8 @@
 #include "policies/recipe.h"
 
 namespace nibble {
+
+inline constexpr std::string_view kWeight = ".weight";  // how the name of a matrix ends
 
 enum class OutputPart : uint8_t {
   kCopy,         // the source's bytes

@@ -34,7 +34,7 @@
 namespace nibble {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 // Of the releases whose files these are. The name is part of the format: loaders compare it.
 constexpr char kProducerName[] = "modelopt";
@@ -222,10 +222,10 @@ std::vector<std::string> ModeloptExcludes(const Modules& modules) {
 
 const char* ModeloptAlgorithm(bool weight_only) { return weight_only ? "W4A16_NVFP4" : "NVFP4"; }
 
-Json ModeloptGroup(bool weight_only, Json targets) {
-  const Json scheme = {
+OrderedJson ModeloptGroup(bool weight_only, OrderedJson targets) {
+  const OrderedJson scheme = {
       {"dynamic", false}, {"num_bits", 4}, {"type", "float"}, {"group_size", kBlockSize}};
-  Json group = Json::object();
+  OrderedJson group = OrderedJson::object();
   if (!weight_only) group["input_activations"] = scheme;
   group["weights"] = scheme;
   group["targets"] = std::move(targets);
@@ -233,8 +233,8 @@ Json ModeloptGroup(bool weight_only, Json targets) {
 }
 
 struct ModeloptConfigs {
-  Json config;           // quantization_config
-  Json hf_quant_config;  // the file
+  OrderedJson config;           // quantization_config
+  OrderedJson hf_quant_config;  // the file
 };
 
 // Names for which no pattern is sure to mean the same everywhere: a root module, or characters that
@@ -283,7 +283,7 @@ ModeloptConfigs ModeloptConfigsOf(const Modules& modules, KvCacheFormat kv_cache
   const bool mixed = (!targets[0].empty() && !targets[1].empty()) || !ModeloptListIsSafe(modules);
   const bool weight_only = targets[0].empty();
 
-  Json layers = Json::object(), groups = Json::object();
+  OrderedJson layers = OrderedJson::object(), groups = OrderedJson::object();
   if (mixed) {
     for (const auto& [name, is_weight_only] : modules.quantized) {
       layers[name] = {{"quant_algo", ModeloptAlgorithm(is_weight_only)},
@@ -294,15 +294,16 @@ ModeloptConfigs ModeloptConfigsOf(const Modules& modules, KvCacheFormat kv_cache
       groups[absl::StrCat("group_", groups.size())] = ModeloptGroup(only, targets[only]);
     }
   } else {
-    groups["group_0"] = ModeloptGroup(weight_only, Json::array({"Linear"}));
+    groups["group_0"] = ModeloptGroup(weight_only, OrderedJson::array({"Linear"}));
   }
-  const Json excludes = mixed ? Json::array() : Json(ModeloptExcludes(modules));
+  const OrderedJson excludes =
+      mixed ? OrderedJson::array() : OrderedJson(ModeloptExcludes(modules));
   const char* algorithm = mixed ? "MIXED_PRECISION" : ModeloptAlgorithm(weight_only);
-  const Json producer = {{"name", kProducerName}, {"version", kProducerVersion}};
+  const OrderedJson producer = {{"name", kProducerName}, {"version", kProducerVersion}};
   const bool fp8_cache = kv_cache == KvCacheFormat::kFp8;
 
   ModeloptConfigs configs;
-  Json& config = configs.config;
+  OrderedJson& config = configs.config;
   config["config_groups"] = std::move(groups);
   config["ignore"] = excludes;
   config["quant_algo"] = algorithm;
@@ -313,9 +314,9 @@ ModeloptConfigs ModeloptConfigsOf(const Modules& modules, KvCacheFormat kv_cache
   config["producer"] = producer;
   config["quant_method"] = "modelopt";
 
-  Json quantization;
+  OrderedJson quantization;
   quantization["quant_algo"] = algorithm;
-  quantization["kv_cache_quant_algo"] = fp8_cache ? Json("FP8") : Json(nullptr);
+  quantization["kv_cache_quant_algo"] = fp8_cache ? OrderedJson("FP8") : OrderedJson(nullptr);
   if (mixed) {
     quantization["quantized_layers"] = std::move(layers);
   } else {
@@ -342,7 +343,7 @@ std::string AllUnder(std::string_view container) {
   return "re:" + EscapedForRegex(container) + R"(\..*)";
 }
 
-std::vector<std::string> CompressedTensorsIgnores(const Modules& modules) {
+std::vector<std::string> CompressedTensorsIgnoreList(const Modules& modules) {
   std::set<std::string> ignores = TiedHeads(modules), names = modules.kept;
   AddFusedNames(modules.kept, names);
   for (const std::string& name : names) {
@@ -364,7 +365,7 @@ std::vector<std::string> CompressedTensorsIgnores(const Modules& modules) {
 }
 
 // Of one group; a container of experts that is all of it as one expression.
-Json CompressedTensorsTargets(const Modules& modules, bool weight_only) {
+OrderedJson CompressedTensorsTargets(const Modules& modules, bool weight_only) {
   std::set<std::string> targets, names, fused;
   for (const auto& [name, is_weight_only] : modules.quantized) {
     if (is_weight_only == weight_only) names.insert(name);
@@ -380,14 +381,14 @@ Json CompressedTensorsTargets(const Modules& modules, bool weight_only) {
 }
 
 // QuantizationArgs of the library.
-Json CompressedTensorsArgs(Json dynamic, const char* observer) {
+OrderedJson CompressedTensorsArgs(OrderedJson dynamic, const char* observer) {
   return {{"actorder", nullptr},
           {"block_structure", nullptr},
           {"dynamic", std::move(dynamic)},
           {"group_size", kBlockSize},
           {"num_bits", 4},
           {"observer", observer},
-          {"observer_kwargs", Json::object()},
+          {"observer_kwargs", OrderedJson::object()},
           {"scale_dtype", "torch.float8_e4m3fn"},
           {"strategy", "tensor_group"},
           {"symmetric", true},
@@ -395,24 +396,24 @@ Json CompressedTensorsArgs(Json dynamic, const char* observer) {
           {"zp_dtype", nullptr}};
 }
 
-Json CompressedTensorsConfig(const Modules& modules, KvCacheFormat kv_cache) {
+OrderedJson CompressedTensorsConfig(const Modules& modules, KvCacheFormat kv_cache) {
   constexpr char kFormat[] = "nvfp4-pack-quantized";
-  const Json targets[2] = {CompressedTensorsTargets(modules, false),
-                           CompressedTensorsTargets(modules, true)};
+  const OrderedJson targets[2] = {CompressedTensorsTargets(modules, false),
+                                  CompressedTensorsTargets(modules, true)};
   const bool mixed = !targets[0].empty() && !targets[1].empty();
-  Json groups = Json::object();
+  OrderedJson groups = OrderedJson::object();
   for (const bool weight_only : {false, true}) {
     if (targets[weight_only].empty()) continue;
-    Json group;
+    OrderedJson group;
     group["format"] = kFormat;
     group["input_activations"] =
-        weight_only ? Json(nullptr) : CompressedTensorsArgs("local", "static_minmax");
+        weight_only ? OrderedJson(nullptr) : CompressedTensorsArgs("local", "static_minmax");
     group["output_activations"] = nullptr;
-    group["targets"] = mixed ? targets[weight_only] : Json::array({"Linear"});
+    group["targets"] = mixed ? targets[weight_only] : OrderedJson::array({"Linear"});
     group["weights"] = CompressedTensorsArgs(false, "memoryless_minmax");
     groups[absl::StrCat("group_", groups.size())] = std::move(group);
   }
-  Json cache = nullptr;
+  OrderedJson cache = nullptr;
   if (kv_cache == KvCacheFormat::kFp8) {
     cache = {{"actorder", nullptr},
              {"block_structure", nullptr},
@@ -420,24 +421,25 @@ Json CompressedTensorsConfig(const Modules& modules, KvCacheFormat kv_cache) {
              {"group_size", nullptr},
              {"num_bits", 8},
              {"observer", "static_minmax"},
-             {"observer_kwargs", Json::object()},
+             {"observer_kwargs", OrderedJson::object()},
              {"scale_dtype", nullptr},
              {"strategy", "tensor"},
              {"symmetric", true},
              {"type", "float"},
              {"zp_dtype", nullptr}};
   }
-  return {{"config_groups", std::move(groups)},  {"format", kFormat},
-          {"global_compression_ratio", nullptr}, {"ignore", CompressedTensorsIgnores(modules)},
-          {"kv_cache_scheme", std::move(cache)}, {"quant_method", "compressed-tensors"},
-          {"quantization_status", "compressed"}, {"sparsity_config", Json::object()},
-          {"transform_config", Json::object()},  {"version", kCompressedTensorsVersion}};
+  return {
+      {"config_groups", std::move(groups)},        {"format", kFormat},
+      {"global_compression_ratio", nullptr},       {"ignore", CompressedTensorsIgnoreList(modules)},
+      {"kv_cache_scheme", std::move(cache)},       {"quant_method", "compressed-tensors"},
+      {"quantization_status", "compressed"},       {"sparsity_config", OrderedJson::object()},
+      {"transform_config", OrderedJson::object()}, {"version", kCompressedTensorsVersion}};
 }
 
 // --- config.json --------------------------------------------------------------------------------
 
 // Loaders look for these keys in nested configurations, too (text_config).
-void RemoveStaleKeys(Json& object) {
+void RemoveStaleKeys(OrderedJson& object) {
   for (const std::string_view key : kStaleKeys) object.erase(std::string(key));
   for (auto& [key, value] : object.items()) {
     if (value.is_object()) RemoveStaleKeys(value);
@@ -448,9 +450,9 @@ void RemoveStaleKeys(Json& object) {
 
 absl::StatusOr<std::vector<ConfigFile>> ConfigFilesOf(const Plan& plan, const Recipe& recipe,
                                                       const std::string& config_json) {
-  absl::StatusOr<Json> parsed = ParseOrderedJsonObject(config_json);
+  absl::StatusOr<OrderedJson> parsed = ParseOrderedJsonObject(config_json);
   if (!parsed.ok()) return Annotate(parsed.status(), "config.json");
-  Json config = *std::move(parsed);
+  OrderedJson config = *std::move(parsed);
   NIBBLE_ASSIGN_OR_RETURN(const Modules modules, ModulesOf(plan, recipe.output.format));
   if (modules.quantized.empty()) {
     return absl::InvalidArgumentError("plan: expected at least one quantized weight, got none");
@@ -463,9 +465,9 @@ absl::StatusOr<std::vector<ConfigFile>> ConfigFilesOf(const Plan& plan, const Re
     files.push_back({"hf_quant_config.json", configs.hf_quant_config.dump(4) + "\n"});
   } else {
     const std::optional<std::string> misread =
-        Misread(CompressedTensorsIgnores(modules), modules,
+        Misread(CompressedTensorsIgnoreList(modules), modules,
                 [](const std::vector<std::string>& list, const LoaderModule& m, bool all) {
-                  return nibble::CompressedTensorsIgnores(list, m).value_or(!all);
+                  return CompressedTensorsIgnores(list, m).value_or(!all);
                 });
     if (misread) {
       return absl::FailedPreconditionError(absl::StrCat(

@@ -125,31 +125,31 @@ std::string ModelSummaryAsText(const ModelSummary& s) {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-Json AsJson(const ModelSummary& s) {
-  Json json = {{"weights", s.weights},
-               {"kept_tensors", s.kept},
-               {"kept_weights", s.kept_weights},
-               {"bytes_before", s.bytes_before},
-               {"bytes_after", s.bytes_after},
-               {"bits_per_weight", BitsPerWeight(s.bytes_after, s.weights)},
-               {"files", s.shards},
-               {"resumed_files", s.resumed_shards}};
+OrderedJson AsJson(const ModelSummary& s) {
+  OrderedJson json = {{"weights", s.weights},
+                      {"kept_tensors", s.kept},
+                      {"kept_weights", s.kept_weights},
+                      {"bytes_before", s.bytes_before},
+                      {"bytes_after", s.bytes_after},
+                      {"bits_per_weight", BitsPerWeight(s.bytes_after, s.weights)},
+                      {"files", s.shards},
+                      {"resumed_files", s.resumed_shards}};
   json["seconds"] = {{"total", s.seconds},
                      {"reading", s.read_seconds},
                      {"computing", s.compute_seconds},
                      {"writing", s.write_seconds}};
   json["all"] = ErrorAsJson(Total(s.tensors));
-  json["kinds"] = Json::object();
+  json["kinds"] = OrderedJson::object();
   for (const auto& [kind, sum] : ByKind(s)) {
-    Json& entry = json["kinds"][std::string(NameOf(kind))];
+    OrderedJson& entry = json["kinds"][std::string(NameOf(kind))];
     entry = ErrorAsJson(sum.second);
     entry["tensors"] = sum.first;
   }
-  json["tensors"] = Json::array();
+  json["tensors"] = OrderedJson::array();
   for (const TensorError& e : s.tensors) {
-    Json entry = {{"module", e.module}, {"kind", std::string(NameOf(e.kind))}};
+    OrderedJson entry = {{"module", e.module}, {"kind", std::string(NameOf(e.kind))}};
     entry.update(ErrorAsJson(e));
     json["tensors"].push_back(entry);
   }
@@ -158,8 +158,8 @@ Json AsJson(const ModelSummary& s) {
 }
 
 // Names of tensors are UTF-8, but a path of the system need not be.
-std::string Dump(const Json& json, int indent) {
-  return json.dump(indent, ' ', false, Json::error_handler_t::replace) + "\n";
+std::string Dump(const OrderedJson& json, int indent) {
+  return json.dump(indent, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 }  // namespace
@@ -167,7 +167,7 @@ std::string Dump(const Json& json, int indent) {
 std::string ModelSummaryAsJson(const ModelSummary& summary) { return Dump(AsJson(summary), 2); }
 
 std::string ModelSummaryAsJsonLine(const ModelSummary& summary) {
-  Json line = {{"event", "summary"}};
+  OrderedJson line = {{"event", "summary"}};
   line.update(AsJson(summary));
   return Dump(line, -1);
 }

@@ -9,7 +9,7 @@
 namespace nibble {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 // Weights a second and thread: bench/results/cpu.md, one thread, rounded down.
 double WeightsPerSecond(const WeightSpec& weights) {
@@ -35,13 +35,13 @@ std::string DurationName(double seconds) {
   return absl::StrFormat("%.1f h", seconds / 3600);
 }
 
-Json JsonOf(const Treatment& treatment) {
+OrderedJson JsonOf(const Treatment& treatment) {
   const WeightSpec& w = treatment.weights;
-  Json weights = {{"method", NameOf(w.method)}, {"e4m3_max", w.e4m3_max}};
+  OrderedJson weights = {{"method", NameOf(w.method)}, {"e4m3_max", w.e4m3_max}};
   if (w.method == WeightMethod::kLocalHessian) weights["rounding"] = NameOf(w.rounding);
   if (w.method == WeightMethod::kMse) weights["fp8_scale_sweep"] = w.fp8_scale_sweep;
   const ActivationSpec& a = treatment.activations;
-  Json activations = {{"format", NameOf(a.format)}};
+  OrderedJson activations = {{"format", NameOf(a.format)}};
   if (a.format != ActivationFormat::kNone) {
     activations["scheme"] = NameOf(a.scheme);
     activations["method"] = NameOf(a.method);
@@ -80,7 +80,7 @@ std::string EstimateAsText(const PlanEstimate& estimate) {
 }
 
 std::string PlanAsJson(const Plan& plan, const PlanEstimate& estimate) {
-  Json root;
+  OrderedJson root;
   const PlanTotals totals = TotalsOf(plan);
   root["totals"] = {{"tensors", totals.tensors},
                     {"quantized", totals.quantized},
@@ -99,26 +99,26 @@ std::string PlanAsJson(const Plan& plan, const PlanEstimate& estimate) {
                       {"disk_seconds", estimate.disk_seconds},
                       {"assumes", estimate.assumes}};
   root["warnings"] = plan.warnings;
-  root["groups"] = Json::array();
+  root["groups"] = OrderedJson::array();
   for (const FusedGroup& group : plan.groups) {
-    Json tensors = Json::array();
+    OrderedJson tensors = OrderedJson::array();
     for (const int row : group.rows) tensors.push_back(plan.rows[row].tensor.name);
     root["groups"].push_back({{"name", group.name}, {"tensors", std::move(tensors)}});
   }
-  root["tensors"] = Json::array();
+  root["tensors"] = OrderedJson::array();
   for (const PlanRow& row : plan.rows) {
-    Json tensor = {{"name", row.tensor.name},
-                   {"dtype", DTypeName(row.tensor.dtype)},
-                   {"shape", row.tensor.shape},
-                   {"module", row.module},
-                   {"kind", NameOf(row.kind)},
-                   {"layer", row.layer < 0 ? Json(nullptr) : Json(row.layer)},
-                   {"use", row.quantize ? "quantize" : "keep"},
-                   {"why", row.why},
-                   {"rule", row.rule < 0 ? Json(nullptr) : Json(row.rule + 1)},
-                   {"warn", row.warn},
-                   {"bytes_before", row.bytes_before},
-                   {"bytes_after", row.bytes_after}};
+    OrderedJson tensor = {{"name", row.tensor.name},
+                          {"dtype", DTypeName(row.tensor.dtype)},
+                          {"shape", row.tensor.shape},
+                          {"module", row.module},
+                          {"kind", NameOf(row.kind)},
+                          {"layer", row.layer < 0 ? OrderedJson(nullptr) : OrderedJson(row.layer)},
+                          {"use", row.quantize ? "quantize" : "keep"},
+                          {"why", row.why},
+                          {"rule", row.rule < 0 ? OrderedJson(nullptr) : OrderedJson(row.rule + 1)},
+                          {"warn", row.warn},
+                          {"bytes_before", row.bytes_before},
+                          {"bytes_after", row.bytes_after}};
     if (row.quantize) {
       tensor["form"] = NameOf(row.form);
       tensor["treatment"] = JsonOf(row.treatment);
@@ -128,7 +128,7 @@ std::string PlanAsJson(const Plan& plan, const PlanEstimate& estimate) {
     root["tensors"].push_back(std::move(tensor));
   }
   // Rules may hold paths, which need not be UTF-8.
-  return root.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return root.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 }  // namespace nibble

@@ -30,10 +30,8 @@
 namespace nibble {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-// How much of a tensor is looked at for NaN at a time.
-constexpr int64_t kChunkBytes = int64_t{32} << 20;
 // What may be under way besides the largest task, so that the next is read while one is computed.
 constexpr int64_t kWindowBytes = int64_t{384} << 20;
 
@@ -103,7 +101,7 @@ TensorError ErrorOf(std::string module, ModuleKind kind, const ErrorStats& stats
           .flushed = stats.flushed()};
 }
 
-Json ToJson(const TensorError& e) {
+OrderedJson ToJson(const TensorError& e) {
   return {{"module", e.module},
           {"kind", std::string(NameOf(e.kind))},
           {"weights", e.weights},
@@ -115,7 +113,7 @@ Json ToJson(const TensorError& e) {
 }
 
 // Throws what nlohmann throws: the caller turns it into a status.
-TensorError FromJson(const Json& j) {
+TensorError FromJson(const OrderedJson& j) {
   TensorError e;
   e.module = j.at("module");
   e.kind = FromName<ModuleKind>(j.at("kind").get<std::string>()).value_or(ModuleKind::kOther);
@@ -128,10 +126,10 @@ TensorError FromJson(const Json& j) {
   return e;
 }
 
-class Job {
+class QuantizeJob {
  public:
-  Job(const QuantizeModelRequest& request, std::span<const std::unique_ptr<Backend>> backends,
-      const QuantizeModelSink& progress)
+  QuantizeJob(const QuantizeModelRequest& request,
+              std::span<const std::unique_ptr<Backend>> backends, const QuantizeModelSink& progress)
       : request_(request), backends_(backends), progress_(progress) {}
 
   absl::StatusOr<ModelSummary> Run() {
@@ -231,8 +229,8 @@ class Job {
       const PlanRow& row = plan_.rows[i];
       if (!row.quantize) continue;
       const int64_t bytes = BytesOfTensor(row.tensor);
-      for (int64_t begin = 0; begin < bytes; begin += kChunkBytes) {
-        const int64_t end = std::min(begin + kChunkBytes, bytes);
+      for (int64_t begin = 0; begin < bytes; begin += kReadBytes) {
+        const int64_t end = std::min(begin + kReadBytes, bytes);
         NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, end, chunk));
         if (!FirstNonFinite(row.tensor.dtype, chunk)) continue;
         found.insert(row.tensor.name);
@@ -265,9 +263,9 @@ class Job {
       const auto stamp = FileStamp(absl::StrCat(output_->path(), "/", shard.name));
       if (!stamp.ok()) continue;
       try {
-        const Json json = Json::parse(*note);
+        const OrderedJson json = OrderedJson::parse(*note);
         if (json.at("file") != *stamp) continue;  // somebody else wrote it
-        for (const Json& error : json.at("tensors")) state.errors.push_back(FromJson(error));
+        for (const OrderedJson& error : json.at("tensors")) state.errors.push_back(FromJson(error));
         state.warnings = json.at("warnings").get<std::vector<std::string>>();
       } catch (const nlohmann::json::exception&) {
         state.errors.clear();
@@ -547,7 +545,8 @@ class Job {
     writers_.erase(writer);
     NIBBLE_ASSIGN_OR_RETURN(const std::string stamp,
                             FileStamp(absl::StrCat(output_->path(), "/", shard.name)));
-    Json note = {{"file", stamp}, {"tensors", Json::array()}, {"warnings", state.warnings}};
+    OrderedJson note = {
+        {"file", stamp}, {"tensors", OrderedJson::array()}, {"warnings", state.warnings}};
     for (const TensorError& error : state.errors) note["tensors"].push_back(ToJson(error));
     NIBBLE_RETURN_IF_ERROR(output_->WriteNote(shard.name, note.dump()));
     output_->Keep(shard.name);
@@ -632,7 +631,7 @@ class Job {
 absl::StatusOr<ModelSummary> QuantizeModel(const QuantizeModelRequest& request,
                                            std::span<const std::unique_ptr<Backend>> backends,
                                            const QuantizeModelSink& progress) {
-  return Job(request, backends, progress).Run();
+  return QuantizeJob(request, backends, progress).Run();
 }
 
 }  // namespace nibble

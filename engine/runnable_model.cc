@@ -10,17 +10,14 @@
 #include "base/status.h"
 #include "base/tensor_view.h"
 #include "base/text.h"
+#include "engine/export.h"
 #include "quant/numerics/scale_rules.h"
 
 namespace nibble {
 namespace {
 
-constexpr std::string_view kWeight = ".weight", kWeightPacked = ".weight_packed";
+constexpr std::string_view kWeightPacked = ".weight_packed";
 constexpr int64_t kRowsAtOnce = 16;
-
-std::string Described(const TensorInfo& info) {
-  return absl::StrCat(ToAbsl(DTypeName(info.dtype)), " ", ShapeName(info.shape));
-}
 
 }  // namespace
 
@@ -60,9 +57,9 @@ absl::Status RunnableModel::AddPacked(const std::string& module, const FolderTen
                                       bool modelopt) {
   const auto wrong = [&](const std::string& name, const std::string& expected,
                          const FolderTensor* got) {
-    return absl::DataLossError(absl::StrCat(Printable(folder_.path()), ": tensor ", Quoted(name),
-                                            ": expected ", expected, ", got ",
-                                            got == nullptr ? "none" : Described(*got->info)));
+    return absl::DataLossError(absl::StrCat(
+        Printable(folder_.path()), ": tensor ", Quoted(name), ": expected ", expected, ", got ",
+        got == nullptr ? "none" : TypeName(got->info->dtype, got->info->shape)));
   };
   const std::vector<int64_t>& shape = codes.info->shape;
   if (codes.info->dtype != DType::kU8 || shape.size() != 2 || shape[1] % (kBlockSize / 2) != 0) {
@@ -96,9 +93,9 @@ absl::StatusOr<float> RunnableModel::ReadScale(const std::string& name, bool mod
   const std::string place = absl::StrCat(Printable(folder_.path()), ": tensor ", Quoted(name));
   if (tensor == nullptr || tensor->info->dtype != DType::kF32 ||
       tensor->info->bytes() != sizeof(float)) {
-    return absl::DataLossError(
-        absl::StrCat(place, ": expected one F32, got ",
-                     tensor == nullptr ? "no such tensor" : Described(*tensor->info)));
+    return absl::DataLossError(absl::StrCat(
+        place, ": expected one F32, got ",
+        tensor == nullptr ? "no such tensor" : TypeName(tensor->info->dtype, tensor->info->shape)));
   }
   float stored = 0;
   NIBBLE_RETURN_IF_ERROR(

@@ -20,7 +20,7 @@
 namespace nibble {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 struct Item {
   std::string name;
@@ -52,8 +52,8 @@ std::vector<Item> ItemsOf(const SyntheticModelShape& s) {
   return items;
 }
 
-Json ConfigOf(const SyntheticModelShape& s) {
-  return {{"architectures", Json::array({"Qwen3ForCausalLM"})},
+OrderedJson ConfigOf(const SyntheticModelShape& s) {
+  return {{"architectures", OrderedJson::array({"Qwen3ForCausalLM"})},
           {"model_type", "qwen3"},
           {"hidden_size", s.hidden},
           {"intermediate_size", s.intermediate},

@@ -51,7 +51,7 @@ absl::StatusOr<LoadedTensor> Load(const SafetensorsReader& reader, const std::st
 }
 
 // Where an error happened, for messages.
-std::string Place(const TensorFile& in) {
+std::string PlaceOf(const TensorFile& in) {
   return absl::StrCat(in.path, ": tensor ", Quoted(in.tensor));
 }
 
@@ -152,12 +152,10 @@ absl::StatusOr<std::vector<std::byte>> LoadExpected(const SafetensorsReader& rea
                                                     const char* name, DType dtype, int64_t count) {
   const TensorInfo* info = reader.Find(name);
   if (info == nullptr || info->dtype != dtype || *ElementCount(info->shape) != count) {
-    return absl::DataLossError(absl::StrCat(
-        reader.path(), ": tensor '", name, "': expected ", ToAbsl(DTypeName(dtype)), " with ",
-        count, " elements, got ",
-        info == nullptr
-            ? std::string("none")
-            : absl::StrCat(ToAbsl(DTypeName(info->dtype)), " ", ShapeName(info->shape))));
+    return absl::DataLossError(
+        absl::StrCat(reader.path(), ": tensor '", name, "': expected ", ToAbsl(DTypeName(dtype)),
+                     " with ", count, " elements, got ",
+                     info == nullptr ? std::string("none") : TypeName(info->dtype, info->shape)));
   }
   return reader.ReadAll(*info);
 }
@@ -175,8 +173,8 @@ absl::StatusOr<SweepResult> Search(const SweepRequest& request, const Safetensor
   const std::vector<int64_t> expected = {x.cols / kBlockSize, kBlockSize, kBlockSize};
   if (h.dtype != DType::kF32 || h.shape != expected) {
     return absl::FailedPreconditionError(
-        absl::StrCat("hessian ", Quoted(*request.hessian), ": expected F32 ", ShapeName(expected),
-                     ", got ", ToAbsl(DTypeName(h.dtype)), " ", ShapeName(h.shape)));
+        absl::StrCat("hessian ", Quoted(*request.hessian), ": expected ",
+                     TypeName(DType::kF32, expected), ", got ", TypeName(h.dtype, h.shape)));
   }
   std::vector<float> values(h.bytes.size() / sizeof(float));
   std::memcpy(values.data(), h.bytes.data(), h.bytes.size());
@@ -192,11 +190,11 @@ absl::StatusOr<QuantizeSummary> QuantizeTensor(const TensorFile& in, const std::
   NIBBLE_ASSIGN_OR_RETURN(const SafetensorsReader reader, SafetensorsReader::Open(in.path));
   NIBBLE_ASSIGN_OR_RETURN(const LoadedTensor tensor, Load(reader, in.tensor));
   const absl::StatusOr<MatrixView> x = tensor.matrix();
-  if (!x.ok()) return Annotate(x.status(), Place(in));
+  if (!x.ok()) return Annotate(x.status(), PlaceOf(in));
 
   const Stopwatch watch;
   const absl::StatusOr<PackedTensor> packed = backend.Quantize(params, *x);
-  if (!packed.ok()) return Annotate(packed.status(), Place(in));
+  if (!packed.ok()) return Annotate(packed.status(), PlaceOf(in));
   const PackedLayout& layout = packed->layout;
   QuantizeSummary summary = {layout.rows, layout.cols, watch.seconds(), std::nullopt};
   if (!params.columnwise && params.rht == Rht::kNone) {
@@ -222,11 +220,11 @@ absl::StatusOr<SweepSummary> SweepTensor(const TensorFile& in, const std::string
   NIBBLE_ASSIGN_OR_RETURN(const SafetensorsReader reader, SafetensorsReader::Open(in.path));
   NIBBLE_ASSIGN_OR_RETURN(const LoadedTensor tensor, Load(reader, in.tensor));
   const absl::StatusOr<MatrixView> x = tensor.matrix();
-  if (!x.ok()) return Annotate(x.status(), Place(in));
+  if (!x.ok()) return Annotate(x.status(), PlaceOf(in));
 
   const Stopwatch watch;
   const absl::StatusOr<SweepResult> result = Search(request, reader, *x, backend);
-  if (!result.ok()) return Annotate(result.status(), Place(in));
+  if (!result.ok()) return Annotate(result.status(), PlaceOf(in));
   const int64_t blocks = static_cast<int64_t>(result->code.size());
   const SweepSummary summary = {blocks, result->evaluations, result->near_ties, watch.seconds()};
 

@@ -28,7 +28,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr uint64_t kChunkBytes = 32 << 20;
 constexpr size_t kMostJson = 1 << 30;
 constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr int kBlock = 16;
@@ -280,10 +279,6 @@ class Matrices {
   std::map<std::string, Matrix> by_module_;
 };
 
-std::string Described(const TensorInfo& info) {
-  return absl::StrCat(ToAbsl(DTypeName(info.dtype)), " ", ShapeName(info.shape));
-}
-
 bool IsUsableScale(float value) { return std::isnormal(value) && value > 0; }
 
 // A float32 scalar of the format's shape, positive and normal with a reciprocal that is, too.
@@ -292,7 +287,7 @@ std::optional<float> CheckScalar(const Place& place, bool modelopt, Holes& holes
   const std::vector<int64_t> shape = modelopt ? std::vector<int64_t>() : std::vector<int64_t>{1};
   if (info.dtype != DType::kF32 || info.shape != shape) {
     holes.Add("tensor ", Quoted(info.name), ": expected F32 ", ShapeName(shape), ", got ",
-              Described(info));
+              TypeName(info.dtype, info.shape));
     return std::nullopt;
   }
   float value = 0;
@@ -312,10 +307,11 @@ std::optional<float> CheckScalar(const Place& place, bool modelopt, Holes& holes
 
 void CheckBlockScales(const Place& place, Holes& holes) {
   const TensorInfo& info = *place.info;
-  std::vector<std::byte> bytes(std::min(info.bytes(), kChunkBytes));
+  std::vector<std::byte> bytes(std::min<uint64_t>(info.bytes(), kReadBytes));
   uint64_t zero = 0, nan = 0, negative = 0, first = 0;
-  for (uint64_t at = 0; at < info.bytes(); at += kChunkBytes) {
-    const std::span<std::byte> part(bytes.data(), std::min(kChunkBytes, info.bytes() - at));
+  for (uint64_t at = 0; at < info.bytes(); at += kReadBytes) {
+    const std::span<std::byte> part(bytes.data(),
+                                    std::min<uint64_t>(kReadBytes, info.bytes() - at));
     const absl::Status status = place.reader->ReadRange(info, at, part);
     if (!status.ok()) return holes.Add(status);
     for (size_t i = 0; i < part.size(); ++i) {
@@ -344,14 +340,15 @@ bool CheckShapes(const Matrix& matrix, Holes& holes) {
   const size_t rank = matrix.columns ? 3 : 2, axis = matrix.columns ? 1 : rank - 1;
   if (codes.dtype != DType::kU8 || codes.shape.size() != rank || codes.shape[axis] % 8 != 0) {
     holes.Add("tensor ", Quoted(codes.name), ": expected U8 of ", rank,
-              " dimensions, two codes a byte and blocks of 16, got ", Described(codes));
+              " dimensions, two codes a byte and blocks of 16, got ",
+              TypeName(codes.dtype, codes.shape));
     return false;
   }
   std::vector<int64_t> expected = codes.shape;
   expected[axis] /= 8;
   if (scales.dtype != DType::kF8E4M3 || scales.shape != expected) {
     holes.Add("tensor ", Quoted(scales.name), ": expected F8_E4M3 ", ShapeName(expected), ", got ",
-              Described(scales));
+              TypeName(scales.dtype, scales.shape));
     return false;
   }
   return true;
@@ -836,7 +833,7 @@ absl::Status AddErrors(const Place& source, int64_t source_begin, const Matrix& 
                        int64_t result_begin, int64_t rows, int64_t k, float multiplier,
                        Backend& backend, ErrorStats& stats) {
   const size_t size = DTypeBytes(source.info->dtype);
-  const int64_t whole = matrix.columns ? rows : std::max<int64_t>(1, kChunkBytes / (k * size));
+  const int64_t whole = matrix.columns ? rows : std::max<int64_t>(1, kReadBytes / (k * size));
   const OuterScale outer = OuterScaleOf(multiplier);
   for (int64_t row = 0; row < rows; row += whole) {
     const int64_t n = std::min(whole, rows - row), from = result_begin + row * k;
@@ -869,12 +866,12 @@ absl::Status AddErrors(const Place& source, int64_t source_begin, const Matrix& 
 void CompareCopy(const Place& source, const Place& result, Holes& holes) {
   const TensorInfo &a = *source.info, &b = *result.info;
   if (a.dtype != b.dtype || a.shape != b.shape) {
-    holes.Add("tensor ", Quoted(a.name), ": expected ", Described(a), " as in the source, got ",
-              Described(b));
+    holes.Add("tensor ", Quoted(a.name), ": expected ", TypeName(a.dtype, a.shape),
+              " as in the source, got ", TypeName(b.dtype, b.shape));
     return;
   }
-  for (uint64_t at = 0; at < a.bytes(); at += kChunkBytes) {
-    const uint64_t bytes = std::min(kChunkBytes, a.bytes() - at);
+  for (uint64_t at = 0; at < a.bytes(); at += kReadBytes) {
+    const uint64_t bytes = std::min<uint64_t>(kReadBytes, a.bytes() - at);
     const auto x = ReadPart(source, at, bytes), y = ReadPart(result, at, bytes);
     if (!x.ok()) return holes.Add(x.status());
     if (!y.ok()) return holes.Add(y.status());
@@ -889,14 +886,15 @@ void CompareCopy(const Place& source, const Place& result, Holes& holes) {
 }
 
 // One of the matrices that a tensor of the source became, and where in it it was.
-struct Piece {
+struct SourcePiece {
   const Matrix* matrix;
   int64_t source_begin;  // in values
   int64_t rows, k;
 };
 
 // Nothing where the source's tensor is not quantized in the result.
-std::vector<Piece> PiecesOf(const TensorInfo& source, const Matrices& matrices, bool& complete) {
+std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Matrices& matrices,
+                                  bool& complete) {
   complete = true;
   const bool is_weight = source.name.ends_with(".weight");
   const std::string module =
@@ -912,7 +910,7 @@ std::vector<Piece> PiecesOf(const TensorInfo& source, const Matrices& matrices, 
   std::vector<std::string> names = {last};
   if (last == "gate_up_proj") names = {"gate_proj", "up_proj"};
   const int64_t rows = shape[1] / static_cast<int64_t>(names.size()), k = shape[2];
-  std::vector<Piece> pieces;
+  std::vector<SourcePiece> pieces;
   for (int64_t e = 0; e < shape[0]; ++e) {
     for (size_t i = 0; i < names.size(); ++i) {
       const Matrix* part = matrices.Find(absl::StrCat(parent, e, ".", names[i]));
@@ -934,7 +932,7 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
   std::set<std::string> claimed, quantized;
   for (const auto& [name, place] : source.tensors) {
     bool complete = true;
-    const std::vector<Piece> pieces = PiecesOf(*place.info, matrices, complete);
+    const std::vector<SourcePiece> pieces = PiecesOf(*place.info, matrices, complete);
     if (pieces.empty()) {
       const Place* copy = result.Find(name);
       if (copy == nullptr) {
@@ -947,7 +945,7 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
     }
     quantized.insert(name);
     if (!complete) holes.Add("tensor ", Quoted(name), ": expected all of its experts, got some");
-    for (const Piece& piece : pieces) {
+    for (const SourcePiece& piece : pieces) {
       const Matrix& matrix = *piece.matrix;
       for (const Place* part : {matrix.codes, matrix.scales, matrix.global, matrix.input}) {
         if (part != nullptr) claimed.insert(part->info->name);
@@ -959,8 +957,8 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
                          : std::vector<int64_t>{piece.rows, piece.k / 2};
       if (!IsQuantizable(place.info->dtype) || matrix.codes->info->shape != expected) {
         holes.Add("tensor ", Quoted(matrix.codes->info->name), ": expected ", ShapeName(expected),
-                  " for ", Described(*place.info), " of the source, got ",
-                  Described(*matrix.codes->info));
+                  " for ", TypeName(place.info->dtype, place.info->shape), " of the source, got ",
+                  TypeName(matrix.codes->info->dtype, matrix.codes->info->shape));
         continue;
       }
       ErrorStats stats;

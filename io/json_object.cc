@@ -10,7 +10,7 @@
 namespace nibble {
 namespace {
 
-constexpr int kMaxDepth = 100;
+constexpr int kMaxLevels = 100;
 
 template <typename Json>
 absl::StatusOr<Json> Parse(const std::string& text) {
@@ -19,9 +19,9 @@ absl::StatusOr<Json> Parse(const std::string& text) {
   using Event = typename Json::parse_event_t;
   const auto check = [&](int depth, Event event, Json& parsed) {
     if (event == Event::object_start || event == Event::array_start) {
-      if (depth >= kMaxDepth && problem.ok()) {
+      if (depth >= kMaxLevels && problem.ok()) {
         problem =
-            absl::DataLossError(absl::StrCat("expected at most ", kMaxDepth, " levels, got more"));
+            absl::DataLossError(absl::StrCat("expected at most ", kMaxLevels, " levels, got more"));
       }
     }
     if (event == Event::object_start) keys.emplace_back();

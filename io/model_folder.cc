@@ -34,7 +34,7 @@ constexpr std::string_view kShardSuffix = ".safetensors";
 constexpr size_t kMaxConfigBytes = 32'000'000;
 constexpr size_t kMaxIndexBytes = 100'000'000;
 constexpr size_t kMaxFiles = 100'000;  // in one folder with all below it
-constexpr int kMaxDepth = 32;
+constexpr int kMaxFolderDepth = 32;
 
 // --- The index ----------------------------------------------------------------------------------
 
@@ -211,9 +211,9 @@ absl::StatusOr<std::vector<File>> ListFiles(const std::string& folder) {
         return ErrnoStatus(path, "stat");
       }
       if (S_ISDIR(link.st_mode)) {
-        if (depth + 1 >= kMaxDepth) {
+        if (depth + 1 >= kMaxFolderDepth) {
           return absl::InvalidArgumentError(absl::StrCat(
-              Printable(path), ": expected folders at most ", kMaxDepth, " deep, got more"));
+              Printable(path), ": expected folders at most ", kMaxFolderDepth, " deep, got more"));
         }
         below.emplace_back(name + "/", depth + 1);
       } else if (S_ISREG(info.st_mode)) {

@@ -38,6 +38,8 @@ struct SafetensorsHeader {
 };
 
 inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the reference's limit
+// What is read at a time of a tensor that need not be in memory whole.
+inline constexpr int64_t kReadBytes = 32 << 20;
 
 // The length of the JSON that follows the first 8 bytes. `start` is the file's first 8 bytes, or
 // all of a shorter file. DataLoss unless the JSON fits in the file and in the limit.

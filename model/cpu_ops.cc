@@ -23,7 +23,7 @@ constexpr int64_t kTileTokens = 512, kTileOutputs = 256, kLeastTileOutputs = 128
 constexpr int64_t kManyTiles = 16, kPanelsForThread = 4;
 constexpr int64_t kQueryRows = 64;             // of attention
 constexpr int64_t kElementsInPiece = 1 << 15;  // of elementwise work
-constexpr int kLanes = 16;                     // of sums
+constexpr int kSumLanes = 16;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -47,13 +47,13 @@ std::vector<float> Widened(const DeviceMatrix& x) {
 
 // In lanes, so that the compiler may use vectors without changing the order of additions.
 float SumOfSquares(const float* x, int64_t count) {
-  float lanes[kLanes] = {};
+  float lanes[kSumLanes] = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j] * x[i + j];
+  for (; i + kSumLanes <= count; i += kSumLanes) {
+    for (int j = 0; j < kSumLanes; ++j) lanes[j] += x[i + j] * x[i + j];
   }
   for (; i < count; ++i) lanes[0] += x[i] * x[i];
-  return std::accumulate(lanes, lanes + kLanes, 0.0f);
+  return std::accumulate(lanes, lanes + kSumLanes, 0.0f);
 }
 
 // Memory that a thread keeps between pieces of work: what the system hands out anew is zeroed.

@@ -44,7 +44,7 @@ Line LineOf(const Plan& plan, const std::string& name, const std::vector<int>& r
   return {Printable(name),
           absl::StrCat(rows.size()),
           std::string(NameOf(row.kind)),
-          absl::StrCat(ToAbsl(DTypeName(row.tensor.dtype)), " ", ShapeName(row.tensor.shape)),
+          TypeName(row.tensor.dtype, row.tensor.shape),
           BytesName(before),
           BytesName(after),
           row.quantize ? TreatmentName(row.treatment)

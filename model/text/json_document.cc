@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxDepth = 64;
+constexpr size_t kMaxLevels = 64;
 
 // Takes the events of nlohmann's SAX parser, as io/safetensors.cc does and for the same reasons.
 class TreeBuilder {
@@ -64,8 +64,8 @@ class TreeBuilder {
     return true;
   }
   bool Open(Json value) {
-    if (open_.size() == kMaxDepth) {
-      return Fail(absl::StrCat("expected at most ", kMaxDepth, " levels, got more"));
+    if (open_.size() == kMaxLevels) {
+      return Fail(absl::StrCat("expected at most ", kMaxLevels, " levels, got more"));
     }
     open_.push_back(Place(std::move(value)));
     return true;

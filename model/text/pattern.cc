@@ -18,7 +18,7 @@ namespace nibble {
 namespace {
 
 constexpr size_t kMaxBytes = 65'536;          // of an expression
-constexpr size_t kMaxDepth = 100;             // of its groups
+constexpr size_t kMaxGroups = 100;             // of its groups
 constexpr uint32_t kMatchLimit = 50'000'000;  // steps of a match from one place on
 constexpr size_t kMinJitStack = size_t{64} << 10;
 constexpr size_t kMaxJitStack = size_t{64} << 20;
@@ -121,7 +121,7 @@ class Translator {
   }
 
   void OpenGroup(std::string_view group) {
-    if (groups_.size() == kMaxDepth) return Fail("groups that nest less deeply", "more");
+    if (groups_.size() == kMaxGroups) return Fail("groups that nest less deeply", "more");
     groups_.push_back(group == "(?i:" || Caseless());
     out_ += group;
   }

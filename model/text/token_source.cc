@@ -19,7 +19,6 @@
 namespace nibble {
 namespace {
 
-constexpr size_t kMaxTextBytes = size_t{1} << 30;
 constexpr size_t kMaxLineBytes = size_t{1} << 28;
 constexpr int64_t kMaxTokens = int64_t{1} << 32;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";

@@ -17,8 +17,7 @@ namespace {
 constexpr size_t kMaxJsonBytes = 256'000'000;
 constexpr size_t kMaxModelBytes = 64'000'000;
 constexpr size_t kMaxConfigBytes = 32'000'000;
-// Of a document. Indexes have 32 bits; SentencePiece takes 200 bytes of memory for each of text.
-constexpr size_t kMaxTextBytes = size_t{1} << 30;
+// Of a document; the library takes 200 bytes of memory for each of text.
 constexpr size_t kMaxSentencePieceBytes = size_t{1} << 25;
 
 class SentencePieceTokenizer final : public Tokenizer {

@@ -13,14 +13,17 @@
 
 namespace nibble {
 
+// Of a document, whose indexes have 32 bits.
+inline constexpr size_t kMaxTextBytes = size_t{1} << 30;
+
 // Const members may be called from several threads at once.
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
   // Appends the ids of one document, with the special tokens that belong around it (BOS).
-  // FailedPrecondition "line L, byte B: ..." for what is not UTF-8, and for more than 1 GiB (32 MiB
-  // for SentencePiece, whose library takes 200 times that); ResourceExhausted where a pattern takes
+  // FailedPrecondition "line L, byte B: ..." for what is not UTF-8, and for more than kMaxTextBytes
+  // (32 MiB for SentencePiece, whose library takes 200 times that); ResourceExhausted where a pattern takes
   // too many steps.
   absl::Status Encode(std::string_view text, std::vector<uint32_t>& ids) const;
 

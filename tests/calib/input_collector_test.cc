@@ -14,6 +14,7 @@
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/is_error.h"
+#include "tests/testing/test_matrix.h"
 
 namespace nibble {
 namespace {
@@ -22,36 +23,13 @@ using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::IsError;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::SameBytes;
-
-struct Matrix {
-  std::vector<std::byte> bytes;
-  MatrixView view;
-
-  MatrixView Rows(int64_t first, int64_t count) const {
-    return {bytes.data() + first * view.cols * DTypeBytes(view.dtype), view.dtype, count,
-            view.cols};
-  }
-};
-
-Matrix MakeMatrix(Distribution kind, DType dtype, int64_t rows, int64_t cols, uint64_t seed = 1) {
-  Matrix m;
-  m.bytes = ToBytes(SyntheticValues(kind, rows * cols, seed), dtype);
-  m.view = {m.bytes.data(), dtype, rows, cols};
-  return m;
-}
-
-Matrix OfValues(const std::vector<float>& values, int64_t cols, DType dtype = DType::kF32) {
-  Matrix m;
-  m.bytes = ToBytes(values, dtype);
-  m.view = {m.bytes.data(), dtype, static_cast<int64_t>(values.size()) / cols, cols};
-  return m;
-}
+using ::nibble::testing::TestMatrix;
 
 // Sixteen equal channels a token.
-Matrix OfBlocks(const std::vector<float>& amax, DType dtype = DType::kF32) {
+TestMatrix OfBlocks(const std::vector<float>& amax, DType dtype = DType::kF32) {
   std::vector<float> values;
   for (float a : amax) values.insert(values.end(), 16, a);
-  return OfValues(values, 16, dtype);
+  return TestMatrix(values, 16, dtype);
 }
 
 ActivationSpec SpecOf(ActivationMethod method) {
@@ -65,7 +43,7 @@ ActivationSpec SpecOf(ActivationMethod method) {
 TEST(InputCollectorTest, ChunksOfWholeUnitsAreTheWhole) {
   const auto backend = MakeCpuBackend({});
   for (DType dtype : {DType::kBf16, DType::kF16, DType::kF32}) {
-    const Matrix x = MakeMatrix(Distribution::kOutliers, dtype, 1111, 48);
+    const TestMatrix x(Distribution::kOutliers, dtype, 1111, 48);
     InputCollector whole;
     ASSERT_TRUE(whole.Collect(x.view, *backend).ok());
     EXPECT_EQ(whole.tokens(), 1111);
@@ -98,7 +76,7 @@ TEST(InputCollectorTest, ChunksOfWholeUnitsAreTheWhole) {
 
 TEST(InputCollectorTest, HessiansAreMeans) {
   const auto backend = MakeCpuBackend({});
-  const Matrix x = MakeMatrix(Distribution::kNormal, DType::kBf16, 777, 32);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 777, 32);
   const std::vector<float> values = SyntheticValues(Distribution::kNormal, 777 * 32, 1);
   InputCollector collector;
   ASSERT_TRUE(collector.Collect(x.view, *backend).ok());
@@ -120,7 +98,7 @@ TEST(InputCollectorTest, HessiansAreMeans) {
 }
 
 TEST(InputCollectorTest, EveryInstructionSetGivesTheSame) {
-  const Matrix x = MakeMatrix(Distribution::kOutliers, DType::kBf16, 600, 80);
+  const TestMatrix x(Distribution::kOutliers, DType::kBf16, 600, 80);
   InputCollector expected;
   ASSERT_TRUE(expected.Collect(x.view, *MakeCpuBackendWith(ScalarKernels(), {.threads = 1})).ok());
   for (const CpuKernels* kernels : AllCpuKernels()) {
@@ -134,20 +112,20 @@ TEST(InputCollectorTest, EveryInstructionSetGivesTheSame) {
 TEST(InputCollectorTest, AnyOrderAndTreeOfMergesGivesTheSameBits) {
   const auto backend = MakeCpuBackend({.threads = 1});
   std::mt19937 random(5);
-  std::vector<Matrix> sequences;
+  std::vector<TestMatrix> sequences;
   for (int i = 0; i < 12; ++i) {
     std::vector<float> values =
         SyntheticValues(Distribution::kNormal, (1 + random() % 600) * 32, 100 + i);
     const float size = std::ldexp(1.0f, static_cast<int>(random() % 41) - 20);
     for (float& v : values) v *= size;
-    sequences.push_back(OfValues(values, 32, i % 2 ? DType::kBf16 : DType::kF32));
+    sequences.push_back(TestMatrix(values, 32, i % 2 ? DType::kBf16 : DType::kF32));
   }
   InputCollector expected;
-  for (const Matrix& s : sequences) ASSERT_TRUE(expected.Collect(s.view, *backend).ok());
+  for (const TestMatrix& s : sequences) ASSERT_TRUE(expected.Collect(s.view, *backend).ok());
   for (int trial = 0; trial < 20; ++trial) {
     std::shuffle(sequences.begin(), sequences.end(), random);
     std::vector<InputCollector> ranks(1 + random() % 6);
-    for (const Matrix& s : sequences) {
+    for (const TestMatrix& s : sequences) {
       ASSERT_TRUE(ranks[random() % ranks.size()].Collect(s.view, *backend).ok());
     }
     while (ranks.size() > 1) {
@@ -167,8 +145,8 @@ TEST(InputCollectorTest, AnyOrderAndTreeOfMergesGivesTheSameBits) {
 TEST(InputCollectorTest, ResetIsAsNewAndEmptyChunksCount0) {
   const auto backend = MakeCpuBackend({});
   InputCollector collector;
-  const Matrix x = MakeMatrix(Distribution::kNormal, DType::kBf16, 10, 32);
-  const Matrix empty = {{}, {nullptr, DType::kBf16, 0, 32}};
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 10, 32);
+  const TestMatrix empty({}, 32, DType::kBf16);
   ASSERT_TRUE(collector.Collect(empty.view, *backend).ok());
   EXPECT_EQ(collector.tokens(), 0);
   EXPECT_EQ(collector.Hessians(), std::nullopt);
@@ -182,25 +160,25 @@ TEST(InputCollectorTest, ResetIsAsNewAndEmptyChunksCount0) {
   EXPECT_EQ(loaded, collector);
   collector.Reset();
   EXPECT_EQ(collector, InputCollector());
-  const Matrix wide = MakeMatrix(Distribution::kNormal, DType::kBf16, 10, 64);
+  const TestMatrix wide(Distribution::kNormal, DType::kBf16, 10, 64);
   EXPECT_TRUE(collector.Collect(wide.view, *backend).ok());
 }
 
 TEST(InputCollectorTest, RefusesBadDataAndAddsNothing) {
   const auto backend = MakeCpuBackend({});
   InputCollector collector;
-  const Matrix x = MakeMatrix(Distribution::kNormal, DType::kBf16, 300, 32);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 300, 32);
   ASSERT_TRUE(collector.Collect(x.view, *backend).ok());
   const InputCollector before = collector;
   std::vector<float> values(300 * 32, 1.0f);
   values[299 * 32 + 5] = std::nanf("");
-  EXPECT_TRUE(IsError(collector.Collect(OfValues(values, 32).view, *backend),
+  EXPECT_TRUE(IsError(collector.Collect(TestMatrix(values, 32).view, *backend),
                       absl::StatusCode::kFailedPrecondition,
                       "got 1 NaN or infinite, the first at row 299, column 5"));
   values[299 * 32 + 5] = 1e30f;  // whose square is beyond float32, in the second unit
-  EXPECT_TRUE(IsError(collector.Collect(OfValues(values, 32).view, *backend),
+  EXPECT_TRUE(IsError(collector.Collect(TestMatrix(values, 32).view, *backend),
                       absl::StatusCode::kFailedPrecondition, "rows from 256 on: hessian"));
-  const Matrix wide = MakeMatrix(Distribution::kNormal, DType::kBf16, 10, 64);
+  const TestMatrix wide(Distribution::kNormal, DType::kBf16, 10, 64);
   EXPECT_TRUE(IsError(collector.Collect(wide.view, *backend), absl::StatusCode::kFailedPrecondition,
                       "expected 32 columns as before"));
   InputCollector other, without(false);
@@ -215,7 +193,7 @@ TEST(InputCollectorTest, RefusesBadDataAndAddsNothing) {
 TEST(InputCollectorTest, WithoutHessiansItHasNone) {
   const auto backend = MakeCpuBackend({});
   InputCollector collector(/*hessians=*/false), loaded;
-  const Matrix x = MakeMatrix(Distribution::kNormal, DType::kBf16, 10, 32);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 10, 32);
   ASSERT_TRUE(collector.Collect(x.view, *backend).ok());
   EXPECT_EQ(collector.Hessians(), std::nullopt);
   ASSERT_TRUE(loaded.Load(collector.Save()).ok());
@@ -230,7 +208,7 @@ void Set(CalibratorState& state, const std::string& name, size_t index, T value)
 TEST(InputCollectorTest, RefusesStatesThatItDidNotSave) {
   const auto backend = MakeCpuBackend({});
   InputCollector collector;
-  const Matrix x = MakeMatrix(Distribution::kNormal, DType::kBf16, 300, 32);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 300, 32);
   ASSERT_TRUE(collector.Collect(x.view, *backend).ok());
   const CalibratorState good = collector.Save();
   std::vector<std::pair<std::string, CalibratorState>> bad;
@@ -287,7 +265,7 @@ TEST(InputCollectorTest, RefusesStatesThatItDidNotSave) {
 
 // --- The calibrators ----------------------------------------------------------------------------
 
-float Amax(const ActivationSpec& spec, const Matrix& x) {
+float Amax(const ActivationSpec& spec, const TestMatrix& x) {
   const auto backend = MakeCpuBackend({});
   const auto calibrator = MakeActivationCalibrator(spec).value();
   EXPECT_TRUE(calibrator->Collect(x.view, *backend).ok());
@@ -317,7 +295,7 @@ TEST(ActivationCalibratorTest, PercentileIsARankAmongBlocksThatAreNotZero) {
 }
 
 TEST(ActivationCalibratorTest, PercentileOfOtherTypesIsWithinABin) {
-  const Matrix x = MakeMatrix(Distribution::kNormal, DType::kF32, 1000, 64);
+  const TestMatrix x(Distribution::kNormal, DType::kF32, 1000, 64);
   const auto backend = MakeCpuBackend({});
   std::vector<float> blocks = backend->Observe({.block_amax = true}, x.view)->block_amax;
   std::sort(blocks.begin(), blocks.end());
@@ -387,14 +365,14 @@ class StatsCalibratorTest : public ::testing::TestWithParam<ActivationMethod> {}
 TEST_P(StatsCalibratorTest, MergesSavesLoadsAndResets) {
   const auto backend = MakeCpuBackend({});
   const ActivationSpec spec = SpecOf(GetParam());
-  const Matrix parts[] = {MakeMatrix(Distribution::kNormal, DType::kBf16, 50, 32, 1),
-                          MakeMatrix(Distribution::kOutliers, DType::kF32, 7, 32, 2),
-                          MakeMatrix(Distribution::kZero, DType::kF16, 9, 32, 3)};
+  const TestMatrix parts[] = {TestMatrix(Distribution::kNormal, DType::kBf16, 50, 32, 1),
+                              TestMatrix(Distribution::kOutliers, DType::kF32, 7, 32, 2),
+                              TestMatrix(Distribution::kZero, DType::kF16, 9, 32, 3)};
   const auto all = MakeActivationCalibrator(spec).value();
   EXPECT_EQ(all->name(), NameOf(GetParam()));
   EXPECT_TRUE(IsError(all->Compute(), absl::StatusCode::kFailedPrecondition, "at least one token"));
   std::vector<std::unique_ptr<ActivationCalibrator>> each;
-  for (const Matrix& part : parts) {
+  for (const TestMatrix& part : parts) {
     ASSERT_TRUE(all->Collect(part.view, *backend).ok());
     each.push_back(MakeActivationCalibrator(spec).value());
     ASSERT_TRUE(each.back()->Collect(part.view, *backend).ok());
@@ -428,14 +406,14 @@ TEST_P(StatsCalibratorTest, RefusesOtherShapesAndNaN) {
   const auto calibrator = MakeActivationCalibrator(SpecOf(GetParam())).value();
   ASSERT_TRUE(calibrator->Collect(OfBlocks({1, 2}).view, *backend).ok());
   const CalibratorState before = calibrator->Save();
-  const Matrix wide = MakeMatrix(Distribution::kNormal, DType::kF32, 1, 32);
+  const TestMatrix wide(Distribution::kNormal, DType::kF32, 1, 32);
   EXPECT_TRUE(IsError(calibrator->Collect(wide.view, *backend),
                       absl::StatusCode::kFailedPrecondition, "expected 16 columns as before"));
   EXPECT_TRUE(IsError(calibrator->Collect(OfBlocks({1, HUGE_VALF}).view, *backend),
                       absl::StatusCode::kFailedPrecondition,
                       "got 16 NaN or infinite, the first at row 1, column 0"));
-  const Matrix bytes = {wide.bytes, {wide.bytes.data(), DType::kU8, 1, 16}};
-  EXPECT_TRUE(IsError(calibrator->Collect(bytes.view, *backend),
+  const MatrixView bytes = {wide.bytes.data(), DType::kU8, 1, 16};
+  EXPECT_TRUE(IsError(calibrator->Collect(bytes, *backend),
                       absl::StatusCode::kFailedPrecondition, "dtype"));
   EXPECT_EQ(calibrator->Save(), before);
 }

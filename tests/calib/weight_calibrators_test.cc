@@ -12,6 +12,7 @@
 #include "tests/testing/bytes.h"
 #include "tests/testing/hessians.h"
 #include "tests/testing/is_error.h"
+#include "tests/testing/test_matrix.h"
 
 namespace nibble {
 namespace {
@@ -23,25 +24,7 @@ using ::nibble::testing::KernelsName;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
-
-struct Matrix {
-  std::vector<std::byte> bytes;
-  MatrixView view;
-};
-
-Matrix MakeMatrix(Distribution kind, DType dtype, int64_t rows, int64_t cols, uint64_t seed = 1) {
-  Matrix m;
-  m.bytes = ToBytes(SyntheticValues(kind, rows * cols, seed), dtype);
-  m.view = {m.bytes.data(), dtype, rows, cols};
-  return m;
-}
-
-Matrix OfValues(std::vector<float> values, int64_t cols) {
-  Matrix m;
-  m.bytes = ToBytes(values, DType::kF32);
-  m.view = {m.bytes.data(), DType::kF32, static_cast<int64_t>(values.size()) / cols, cols};
-  return m;
-}
+using ::nibble::testing::TestMatrix;
 
 struct Case {
   std::string name;
@@ -100,17 +83,17 @@ class WeightCalibratorTest : public ::testing::TestWithParam<Case> {
 TEST_P(WeightCalibratorTest, GroupHasOneAmaxAndQuantizeIsEncodeOfCompute) {
   const auto reference = MakeCpuBackendWith(ScalarKernels(), {.threads = 1});
   for (DType dtype : {DType::kBf16, DType::kF16, DType::kF32}) {
-    const Matrix members[] = {MakeMatrix(Distribution::kNormal, dtype, 40, 48),
-                              MakeMatrix(Distribution::kZero, dtype, 8, 48),
-                              MakeMatrix(Distribution::kOutliers, dtype, 17, 48, 2)};
+    const TestMatrix members[] = {TestMatrix(Distribution::kNormal, dtype, 40, 48),
+                                  TestMatrix(Distribution::kZero, dtype, 8, 48),
+                                  TestMatrix(Distribution::kOutliers, dtype, 17, 48, 2)};
     float amax = 0;
-    for (const Matrix& m : members) amax = std::max(amax, reference->Amax(m.view).value());
+    for (const TestMatrix& m : members) amax = std::max(amax, reference->Amax(m.view).value());
     std::vector<PackedTensor> expected;
     for (const CpuKernels* kernels : AllCpuKernels()) {
       SCOPED_TRACE(KernelsName(kernels));
       const auto backend = MakeCpuBackendWith(*kernels, {.threads = 2});
       const auto calibrator = MakeOne(48);
-      for (const Matrix& m : members) ASSERT_TRUE(calibrator->Collect(m.view, *backend).ok());
+      for (const TestMatrix& m : members) ASSERT_TRUE(calibrator->Collect(m.view, *backend).ok());
       for (size_t i = 0; i < std::size(members); ++i) {
         const auto scales = calibrator->Compute(members[i].view, *backend);
         ASSERT_TRUE(scales.ok()) << scales.status();
@@ -135,7 +118,7 @@ TEST_P(WeightCalibratorTest, GroupHasOneAmaxAndQuantizeIsEncodeOfCompute) {
 
 TEST_P(WeightCalibratorTest, AllZeroGroupHasGlobalScaleOne) {
   const auto backend = Simd();
-  const Matrix zero = MakeMatrix(Distribution::kZero, DType::kBf16, 4, 32);
+  const TestMatrix zero(Distribution::kZero, DType::kBf16, 4, 32);
   const auto calibrator = MakeOne(32);
   ASSERT_TRUE(calibrator->Collect(zero.view, *backend).ok());
   const auto packed = calibrator->Quantize(zero.view, *backend);
@@ -148,7 +131,7 @@ TEST_P(WeightCalibratorTest, AllZeroGroupHasGlobalScaleOne) {
 TEST_P(WeightCalibratorTest, EmptyWeightsHaveNoBytes) {
   const auto backend = Simd();
   const auto calibrator = MakeOne(32);
-  const Matrix empty = {{}, {nullptr, DType::kBf16, 0, 32}};
+  const TestMatrix empty({}, 32, DType::kBf16);
   ASSERT_TRUE(calibrator->Collect(empty.view, *backend).ok());
   const auto scales = calibrator->Compute(empty.view, *backend);
   ASSERT_TRUE(scales.ok()) << scales.status();
@@ -160,7 +143,7 @@ TEST_P(WeightCalibratorTest, EmptyWeightsHaveNoBytes) {
 
 TEST_P(WeightCalibratorTest, ComputeNeedsMembers) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
   const auto calibrator = MakeOne(32);
   EXPECT_TRUE(IsError(calibrator->Compute(w.view, *backend), absl::StatusCode::kFailedPrecondition,
                       "expected Collect of every member"));
@@ -170,8 +153,8 @@ TEST_P(WeightCalibratorTest, ComputeNeedsMembers) {
 
 TEST_P(WeightCalibratorTest, MembersAfterComputeAreRefusedUntilReset) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 32);
-  const Matrix larger = MakeMatrix(Distribution::kOutliers, DType::kBf16, 64, 32, 3);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
+  const TestMatrix larger(Distribution::kOutliers, DType::kBf16, 64, 32, 3);
   const auto calibrator = MakeOne(32);
   ASSERT_TRUE(calibrator->Collect(w.view, *backend).ok());
   const auto first = calibrator->Quantize(w.view, *backend);
@@ -184,7 +167,7 @@ TEST_P(WeightCalibratorTest, MembersAfterComputeAreRefusedUntilReset) {
                       "expected Collect"));
   EXPECT_EQ(calibrator->Save(), Make(GetParam().spec)->Save());
   // As new, another shape included.
-  const Matrix other = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 64);
+  const TestMatrix other(Distribution::kNormal, DType::kBf16, 4, 64);
   EXPECT_TRUE(calibrator->Collect(other.view, *backend).ok());
   EXPECT_TRUE(calibrator->Quantize(other.view, *backend).ok());
   calibrator->Reset();
@@ -197,11 +180,11 @@ TEST_P(WeightCalibratorTest, MembersAfterComputeAreRefusedUntilReset) {
 
 TEST_P(WeightCalibratorTest, RefusesOtherShapesAndNaN) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 32);
-  const Matrix wide = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 64);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
+  const TestMatrix wide(Distribution::kNormal, DType::kBf16, 4, 64);
   std::vector<float> values(32, 1.0f);
   values[7] = std::nanf("");
-  const Matrix bad = OfValues(values, 32);
+  const TestMatrix bad(values, 32);
   const auto calibrator = MakeOne(32);
   ASSERT_TRUE(calibrator->Collect(w.view, *backend).ok());
   const CalibratorState before = calibrator->Save();
@@ -216,19 +199,19 @@ TEST_P(WeightCalibratorTest, RefusesOtherShapesAndNaN) {
   EXPECT_TRUE(IsError(calibrator->Quantize(bad.view, *backend),
                       absl::StatusCode::kFailedPrecondition, "row 0, column 7"));
   EXPECT_EQ(calibrator->Save(), before);
-  const Matrix odd = {{}, {nullptr, DType::kBf16, 0, 24}};
+  const TestMatrix odd({}, 24, DType::kBf16);
   EXPECT_TRUE(IsError(MakeOne(32)->Collect(odd.view, *backend),
                       absl::StatusCode::kFailedPrecondition, GetParam().hessians ? "" : "24"));
 }
 
 TEST_P(WeightCalibratorTest, MergesInAnyOrderAndLoadsWhatItSaved) {
   const auto backend = Simd();
-  const Matrix members[] = {MakeMatrix(Distribution::kNormal, DType::kBf16, 40, 48),
-                            MakeMatrix(Distribution::kZero, DType::kBf16, 8, 48),
-                            MakeMatrix(Distribution::kOutliers, DType::kBf16, 17, 48, 2)};
+  const TestMatrix members[] = {TestMatrix(Distribution::kNormal, DType::kBf16, 40, 48),
+                                TestMatrix(Distribution::kZero, DType::kBf16, 8, 48),
+                                TestMatrix(Distribution::kOutliers, DType::kBf16, 17, 48, 2)};
   const auto all = MakeOne(48);
   std::vector<std::unique_ptr<WeightCalibrator>> parts;
-  for (const Matrix& m : members) {
+  for (const TestMatrix& m : members) {
     ASSERT_TRUE(all->Collect(m.view, *backend).ok());
     parts.push_back(MakeOne(48));
     ASSERT_TRUE(parts.back()->Collect(m.view, *backend).ok());
@@ -249,7 +232,7 @@ TEST_P(WeightCalibratorTest, MergesInAnyOrderAndLoadsWhatItSaved) {
 
 TEST_P(WeightCalibratorTest, RefusesStatesThatItDidNotSave) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
   const auto calibrator = MakeOne(32);
   ASSERT_TRUE(calibrator->Collect(w.view, *backend).ok());
   const CalibratorState good = calibrator->Save();
@@ -337,7 +320,7 @@ TEST(WeightRegistryTest, OthersAndOtherParametersDoNotMerge) {
 
 TEST(LocalHessianTest, SaysWhetherItFellBack) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 32, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 32, 32);
   WeightSpec spec = DefaultWeightSpec("local_hessian").value();
   WeightSpec mse = DefaultWeightSpec("mse").value();
   mse.fp8_scale_sweep = true;
@@ -360,7 +343,7 @@ TEST(LocalHessianTest, SaysWhetherItFellBack) {
 // what rounding to nearest gives.
 TEST(LocalHessianTest, FeedbackLowersTheErrorOfTheOutput) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 64, 64);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 64, 64);
   const std::vector<float> h = MakeHessians(Activations::kCorrelated, 4);
   WeightSpec spec = DefaultWeightSpec("local_hessian").value();
   const auto nearest = Make(spec);
@@ -397,7 +380,7 @@ TEST(LocalHessianTest, FeedbackLowersTheErrorOfTheOutput) {
 
 TEST(LocalHessianTest, DeadSlicesAreSweptPlainly) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 64, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 64, 32);
   std::vector<float> dead = MakeHessians(Activations::kCorrelated, 2);
   std::fill_n(dead.begin() + kHessianSize, kHessianSize, 0.0f);
   std::vector<float> identity = dead;
@@ -415,7 +398,7 @@ TEST(LocalHessianTest, DeadSlicesAreSweptPlainly) {
 
 TEST(LocalHessianTest, RefusesHessiansThatAreNone) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 4, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
   const WeightSpec spec = DefaultWeightSpec("local_hessian").value();
   const auto calibrator = Make(spec);
   EXPECT_TRUE(IsError(calibrator->SetHessians({}), absl::StatusCode::kFailedPrecondition,
@@ -443,7 +426,7 @@ TEST(LocalHessianTest, RefusesHessiansThatAreNone) {
 
 TEST(EncodeWeightTest, RefusesScalesThatContradict) {
   const auto backend = Simd();
-  const Matrix w = MakeMatrix(Distribution::kNormal, DType::kBf16, 1, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 1, 32);
   ScaleSet scales = {1.0f, 448, FourOverSix{}, {1, 2}};
   EXPECT_TRUE(IsError(EncodeWeight(scales, w.view, *backend), absl::StatusCode::kInvalidArgument,
                       "got both"));

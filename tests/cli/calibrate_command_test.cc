@@ -19,16 +19,13 @@
 namespace nibble {
 namespace {
 
+using ::nibble::testing::Nibble;
+
 namespace fs = std::filesystem;
 
 using namespace testing;  // NOLINT: model folders, processes
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-ProcessResult Nibble(std::vector<std::string> args) {
-  args.insert(args.begin(), NIBBLE_PROGRAM);
-  return Process(args).Wait();
-}
 
 // Ids below `vocabulary`, as a file of 16-bit ones.
 void WriteIds(const std::string& path, int count, int vocabulary) {

@@ -22,6 +22,7 @@ namespace fs = std::filesystem;
 using ::nibble::testing::ByteTensor;
 using ::nibble::testing::Contents;
 using ::nibble::testing::FileBytes;
+using ::nibble::testing::Nibble;
 using ::nibble::testing::NormalTensor;
 using ::nibble::testing::Process;
 using ::nibble::testing::ProcessResult;
@@ -49,10 +50,6 @@ std::string Line(const Args& args) {
   std::string line;
   for (const std::string& arg : args) line += arg + " ";
   return line;
-}
-
-ProcessResult Nibble(const Args& args, const char* stdout_path = nullptr) {
-  return Process(Args{NIBBLE_PROGRAM} + args, stdout_path).Wait();
 }
 
 void ExpectSuccess(const Args& args) {

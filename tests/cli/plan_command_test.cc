@@ -15,7 +15,8 @@ namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-using ::nibble::testing::LlamaModel;
+using ::nibble::testing::LlamaShapes;
+using ::nibble::testing::Nibble;
 using ::nibble::testing::NormalTensor;
 using ::nibble::testing::Process;
 using ::nibble::testing::ProcessResult;
@@ -34,15 +35,15 @@ class PlanCommandTest : public ::testing::Test {
     PutFile(folder_.path("tokenizer.json"), "{}");
     PutFile(folder_.path("pytorch_model.bin"), "x");
     std::vector<Tensor> tensors;
-    for (const ModelTensor& tensor : LlamaModel(3).tensors) {
+    for (const ModelTensor& tensor : LlamaShapes(3).tensors) {
       tensors.push_back(NormalTensor(tensor.name, tensor.dtype, tensor.shape));
     }
     Write(folder_.path("model.safetensors"), tensors);
   }
 
   ProcessResult Plan(std::vector<std::string> args) const {
-    args.insert(args.begin(), {NIBBLE_PROGRAM, "plan", folder_.path()});
-    return Process(args).Wait();
+    args.insert(args.begin(), {"plan", folder_.path()});
+    return Nibble(std::move(args));
   }
   void ExpectOneErrorLine(const std::vector<std::string>& args, int code,
                           const std::string& piece) const {

@@ -11,6 +11,7 @@
 namespace nibble {
 namespace {
 
+using ::nibble::testing::Nibble;
 using ::nibble::testing::Process;
 using ::nibble::testing::ProcessResult;
 using ::nibble::testing::PutFile;
@@ -21,8 +22,8 @@ using ::testing::StartsWith;
 using Args = std::vector<std::string>;
 
 ProcessResult Recipes(Args args) {
-  args.insert(args.begin(), {NIBBLE_PROGRAM, "recipes"});
-  return Process(args).Wait();
+  args.insert(args.begin(), "recipes");
+  return Nibble(std::move(args));
 }
 
 void ExpectError(const Args& args, int code, const std::string& piece) {

@@ -12,6 +12,8 @@
 namespace nibble {
 namespace {
 
+using ::nibble::testing::Nibble;
+
 using namespace ::nibble::testing;  // NOLINT: the whole kit
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -25,8 +27,8 @@ class VerifyCommandTest : public ::testing::Test {
     WriteExport(out_, model, PlanOnPaper(model), Recipe());
   }
   ProcessResult Verify(std::vector<std::string> args) {
-    args.insert(args.begin(), {NIBBLE_PROGRAM, "verify"});
-    return Process(args).Wait();
+    args.insert(args.begin(), "verify");
+    return Nibble(std::move(args));
   }
   void Break() { std::filesystem::remove(out_ + "/hf_quant_config.json"); }
 

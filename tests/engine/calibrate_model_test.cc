@@ -19,6 +19,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "quant/numerics/float_bits.h"
+#include "tests/testing/backends.h"
 #include "tests/testing/decoders.h"
 #include "tests/testing/is_error.h"
 #include "tests/testing/model_folders.h"
@@ -26,6 +27,8 @@
 
 namespace nibble {
 namespace {
+
+using ::nibble::testing::Cpu;
 
 namespace fs = std::filesystem;
 
@@ -38,8 +41,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::SizeIs;
-
-std::unique_ptr<Backend> Cpu(int threads = 2) { return *MakeBackend("cpu", {.threads = threads}); }
 
 class CalibrateModelTest : public ::testing::Test {
  protected:

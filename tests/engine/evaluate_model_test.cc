@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/backends.h"
 #include "tests/testing/decoders.h"
 #include "tests/testing/is_error.h"
 #include "tests/testing/model_folders.h"
@@ -21,14 +22,14 @@
 namespace nibble {
 namespace {
 
+using ::nibble::testing::Cpu;
+
 namespace fs = std::filesystem;
 
 using namespace testing;  // NOLINT: model folders, decoders, errors
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
-
-std::unique_ptr<Backend> Cpu(int threads = 2) { return *MakeBackend("cpu", {.threads = threads}); }
 
 // --- Statistics ---------------------------------------------------------------------------------
 

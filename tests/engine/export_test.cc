@@ -26,6 +26,7 @@ using ::nibble::testing::OddNamesModel;
 using ::nibble::testing::PaperPlan;
 using ::nibble::testing::PlanOnPaper;
 using ::nibble::testing::Qwen3MoeModel;
+using ::nibble::testing::RecipeFor;
 using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::Each;
@@ -35,7 +36,7 @@ using ::testing::IsEmpty;
 using ::testing::IsSupersetOf;
 using ::testing::Not;
 using ::testing::StartsWith;
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr ExportFormat kModelopt = ExportFormat::kModelopt;
 constexpr ExportFormat kCompressedTensors = ExportFormat::kCompressedTensors;
@@ -159,15 +160,9 @@ TEST(StoredGlobalScaleTest, IsAlwaysNormalAndInvertible) {
 
 // --- Configurations -----------------------------------------------------------------------------
 
-Recipe RecipeFor(ExportFormat format) {
-  Recipe recipe;
-  recipe.output.format = format;
-  return recipe;
-}
-
 struct Configs {
-  Json config, hf_quant_config;
-  Json quantization() const { return config["quantization_config"]; }
+  OrderedJson config, hf_quant_config;
+  OrderedJson quantization() const { return config["quantization_config"]; }
 };
 
 Configs ConfigsOf(const ModelOnPaper& model, const Plan& plan, const Recipe& recipe) {
@@ -176,7 +171,7 @@ Configs ConfigsOf(const ModelOnPaper& model, const Plan& plan, const Recipe& rec
   Configs configs;
   for (const ConfigFile& file : files.value()) {
     (file.name == "config.json" ? configs.config : configs.hf_quant_config) =
-        Json::parse(file.text);
+        OrderedJson::parse(file.text);
     EXPECT_TRUE(file.text.ends_with("}\n"));
   }
   return configs;
@@ -185,7 +180,7 @@ Configs ConfigsOf(const ModelOnPaper& model, const Plan& plan, const Recipe& rec
 TEST(ConfigFilesOfTest, Modelopt) {
   const ModelOnPaper model = LlamaModel();
   const Configs configs = ConfigsOf(model, PlanOnPaper(model), RecipeFor(kModelopt));
-  EXPECT_EQ(configs.quantization(), Json::parse(R"({
+  EXPECT_EQ(configs.quantization(), OrderedJson::parse(R"({
     "config_groups": {"group_0": {
       "input_activations": {"dynamic": false, "num_bits": 4, "type": "float", "group_size": 16},
       "weights": {"dynamic": false, "num_bits": 4, "type": "float", "group_size": 16},
@@ -194,7 +189,7 @@ TEST(ConfigFilesOfTest, Modelopt) {
     "quant_algo": "NVFP4",
     "producer": {"name": "modelopt", "version": "0.47.0"},
     "quant_method": "modelopt"})"));
-  EXPECT_EQ(configs.hf_quant_config, Json::parse(R"({
+  EXPECT_EQ(configs.hf_quant_config, OrderedJson::parse(R"({
     "producer": {"name": "modelopt", "version": "0.47.0"},
     "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": null, "group_size": 16,
                      "exclude_modules": ["lm_head", "model.embed_tokens"]}})"));
@@ -205,12 +200,13 @@ TEST(ConfigFilesOfTest, KeepsOtherKeysInTheirOrder) {
   model.config["zeta"] = 1;
   model.config["alpha"] = {{"z", 1.5}, {"a", nullptr}};
   model.config["name"] = "\xC3\xA9t\xC3\xA9";
-  Json expected = model.config;
+  OrderedJson expected = model.config;
   // What an earlier quantization left.
   model.config["quantization_config"] = {{"quant_method", "mxfp4"}};
   model.config["text_config"] = {{"quantization_config", {{"bits", 8}}}, {"kept", true}};
   model.config["compression_config"] = {{"format", "x"}};
-  Json config = ConfigsOf(model, PlanOnPaper(LlamaModel()), RecipeFor(kCompressedTensors)).config;
+  OrderedJson config =
+      ConfigsOf(model, PlanOnPaper(LlamaModel()), RecipeFor(kCompressedTensors)).config;
   EXPECT_EQ(config["quantization_config"]["quant_method"], "compressed-tensors");
   config.erase("quantization_config");
   expected["text_config"] = {{"kept", true}};
@@ -237,8 +233,8 @@ TEST(ConfigFilesOfTest, WeightOnly) {
   EXPECT_EQ(modelopt.quantization()["quant_algo"], "W4A16_NVFP4");
   EXPECT_FALSE(modelopt.quantization()["config_groups"]["group_0"].contains("input_activations"));
   EXPECT_EQ(modelopt.hf_quant_config["quantization"]["quant_algo"], "W4A16_NVFP4");
-  const Json group = ConfigsOf(model, plan, RecipeFor(kCompressedTensors))
-                         .quantization()["config_groups"]["group_0"];
+  const OrderedJson group = ConfigsOf(model, plan, RecipeFor(kCompressedTensors))
+                                .quantization()["config_groups"]["group_0"];
   EXPECT_TRUE(group["input_activations"].is_null());
   EXPECT_EQ(group["weights"]["strategy"], "tensor_group");
 }
@@ -249,20 +245,20 @@ TEST(ConfigFilesOfTest, MixedPrecision) {
   mixed.weight_only = [](const std::string& module) { return module.find("attn") != module.npos; };
   const Plan plan = PlanOnPaper(model, mixed);
   const Configs configs = ConfigsOf(model, plan, RecipeFor(kModelopt));
-  const Json quantization = configs.quantization();
+  const OrderedJson quantization = configs.quantization();
   EXPECT_EQ(quantization["quant_algo"], "MIXED_PRECISION");
-  EXPECT_EQ(quantization["ignore"], Json::array());
+  EXPECT_EQ(quantization["ignore"], OrderedJson::array());
   EXPECT_EQ(quantization["quantized_layers"]["model.layers.0.self_attn.q_proj"],
-            Json::parse(R"({"quant_algo": "W4A16_NVFP4", "group_size": 16})"));
+            OrderedJson::parse(R"({"quant_algo": "W4A16_NVFP4", "group_size": 16})"));
   EXPECT_EQ(quantization["quantized_layers"]["model.layers.1.mlp.experts.3.up_proj"],
-            Json::parse(R"({"quant_algo": "NVFP4", "group_size": 16})"));
+            OrderedJson::parse(R"({"quant_algo": "NVFP4", "group_size": 16})"));
   EXPECT_EQ(quantization["config_groups"].size(), 2u);
-  const Json file = configs.hf_quant_config["quantization"];
+  const OrderedJson file = configs.hf_quant_config["quantization"];
   EXPECT_EQ(file["quantized_layers"], quantization["quantized_layers"]);
   EXPECT_FALSE(file.contains("exclude_modules"));
   EXPECT_FALSE(file.contains("group_size"));
 
-  const Json groups =
+  const OrderedJson groups =
       ConfigsOf(model, plan, RecipeFor(kCompressedTensors)).quantization()["config_groups"];
   EXPECT_THAT(groups["group_0"]["targets"].get<std::vector<std::string>>(),
               ElementsAre(R"(re:model\.layers\.0\.mlp\.experts\..*)",
@@ -278,10 +274,10 @@ TEST(ConfigFilesOfTest, KvCache) {
   recipe.kv_cache = KvCacheFormat::kFp8;
   const Configs configs = ConfigsOf(model, PlanOnPaper(model), recipe);
   EXPECT_EQ(configs.quantization()["kv_cache_scheme"],
-            Json::parse(R"({"dynamic": false, "num_bits": 8, "type": "float"})"));
+            OrderedJson::parse(R"({"dynamic": false, "num_bits": 8, "type": "float"})"));
   EXPECT_EQ(configs.hf_quant_config["quantization"]["kv_cache_quant_algo"], "FP8");
   recipe.output.format = kCompressedTensors;
-  const Json scheme =
+  const OrderedJson scheme =
       ConfigsOf(model, PlanOnPaper(model), recipe).quantization()["kv_cache_scheme"];
   EXPECT_EQ(scheme["num_bits"], 8);
   EXPECT_EQ(scheme["strategy"], "tensor");

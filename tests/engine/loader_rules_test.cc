@@ -5,7 +5,7 @@
 namespace nibble {
 namespace {
 
-using Excludes = std::vector<std::string>;
+using Names = std::vector<std::string>;
 
 LoaderModule Module(const std::string& name) { return {name, {}}; }
 LoaderModule Qkv(const std::string& parent) {
@@ -33,72 +33,72 @@ TEST(PythonFnmatchTest, Globs) {
 
 TEST(VllmModeloptTest, PartsOfNamesMatch) {
   // The trap: layer 1 is part of the name of layer 10.
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.1"}, Module("model.layers.10.mlp.up_proj")),
+  EXPECT_EQ(VllmModeloptExcludes(Names{"model.layers.1"}, Module("model.layers.10.mlp.up_proj")),
             true);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.0.mlp.gate"},
+  EXPECT_EQ(VllmModeloptExcludes(Names{"model.layers.0.mlp.gate"},
                                  Module("model.layers.0.mlp.gate_up_proj")),
             true);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.0.mlp.gat[e]"},
+  EXPECT_EQ(VllmModeloptExcludes(Names{"model.layers.0.mlp.gat[e]"},
                                  Module("model.layers.0.mlp.gate_up_proj")),
             false);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"model.layers.0.mlp.gat[e]"},
-                                 Module("model.layers.0.mlp.gate")),
-            true);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"visual*"}, Module("model.visual.blocks.0.fc1")), true);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"lm_head"}, Module("language_model.lm_head")), true);
+  EXPECT_EQ(
+      VllmModeloptExcludes(Names{"model.layers.0.mlp.gat[e]"}, Module("model.layers.0.mlp.gate")),
+      true);
+  EXPECT_EQ(VllmModeloptExcludes(Names{"visual*"}, Module("model.visual.blocks.0.fc1")), true);
+  EXPECT_EQ(VllmModeloptExcludes(Names{"lm_head"}, Module("language_model.lm_head")), true);
   EXPECT_EQ(VllmModeloptExcludes({}, Module("lm_head")), false);
 }
 
 TEST(VllmModeloptTest, MembersOfAFusedModuleMustAgree) {
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"a.q_proj", "a.k_proj", "a.v_proj"}, Qkv("a")), true);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"a.q_proj", "a.v_proj"}, Qkv("a")), std::nullopt);
-  EXPECT_EQ(VllmModeloptExcludes(Excludes{"b.q_proj"}, Qkv("a")), false);
+  EXPECT_EQ(VllmModeloptExcludes(Names{"a.q_proj", "a.k_proj", "a.v_proj"}, Qkv("a")), true);
+  EXPECT_EQ(VllmModeloptExcludes(Names{"a.q_proj", "a.v_proj"}, Qkv("a")), std::nullopt);
+  EXPECT_EQ(VllmModeloptExcludes(Names{"b.q_proj"}, Qkv("a")), false);
 }
 
 TEST(SglangModeloptTest, WholeNameOrOneComponent) {
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"lm_head"}, Module("language_model.lm_head")), true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"model.layers.0"}, Module("model.layers.0.mlp.gate")),
+  EXPECT_EQ(SglangModeloptExcludes(Names{"lm_head"}, Module("language_model.lm_head")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"model.layers.0"}, Module("model.layers.0.mlp.gate")),
             false);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"model.layers.0.*"}, Module("model.layers.0.mlp.gate")),
+  EXPECT_EQ(SglangModeloptExcludes(Names{"model.layers.0.*"}, Module("model.layers.0.mlp.gate")),
             true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"mtp*"}, Module("model.mtp_block.fc")), true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.mlp.gat[e]"}, Module("a.mlp.gate")), true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.mlp.gat[e]"}, Module("a.mlp.gate_proj")), false);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.mlp.experts.*"}, Module("a.mlp.experts")), false);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.("}, Module("a.b")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"mtp*"}, Module("model.mtp_block.fc")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.mlp.gat[e]"}, Module("a.mlp.gate")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.mlp.gat[e]"}, Module("a.mlp.gate_proj")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.mlp.experts.*"}, Module("a.mlp.experts")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.("}, Module("a.b")), false);
 }
 
 TEST(SglangModeloptTest, FusedNamesAreNotTakenApart) {
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.q_proj", "a.k_proj", "a.v_proj"}, Qkv("a")), false);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.qkv_proj"}, Qkv("a")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.q_proj", "a.k_proj", "a.v_proj"}, Qkv("a")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.qkv_proj"}, Qkv("a")), true);
 }
 
 TEST(SglangModeloptTest, NamesOfLatentAttentionAreThoseOfEveryLayer) {
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_b_proj"}, Module("a.1.kv_b_proj")), true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_a_proj_with_mqa"},
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.0.kv_b_proj"}, Module("a.1.kv_b_proj")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.0.kv_a_proj_with_mqa"},
                                    Module("a.1.fused_qkv_a_proj_with_mqa")),
             true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_b_pro[j]"}, Module("a.1.kv_b_proj")), false);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.kv_b_pro[j]"}, Module("a.0.kv_b_proj")), true);
-  EXPECT_EQ(SglangModeloptExcludes(Excludes{"a.0.o_proj"}, Module("a.1.o_proj")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.0.kv_b_pro[j]"}, Module("a.1.kv_b_proj")), false);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.0.kv_b_pro[j]"}, Module("a.0.kv_b_proj")), true);
+  EXPECT_EQ(SglangModeloptExcludes(Names{"a.0.o_proj"}, Module("a.1.o_proj")), false);
 }
 
 TEST(TensorRtLlmTest, Fnmatch) {
-  EXPECT_EQ(TensorRtLlmExcludes(Excludes{"model.layers.1"}, Module("model.layers.10.x")), false);
-  EXPECT_EQ(TensorRtLlmExcludes(Excludes{"a.*"}, Qkv("a")), true);
-  EXPECT_EQ(TensorRtLlmExcludes(Excludes{"a.q_proj"}, Qkv("a")), std::nullopt);
+  EXPECT_EQ(TensorRtLlmExcludes(Names{"model.layers.1"}, Module("model.layers.10.x")), false);
+  EXPECT_EQ(TensorRtLlmExcludes(Names{"a.*"}, Qkv("a")), true);
+  EXPECT_EQ(TensorRtLlmExcludes(Names{"a.q_proj"}, Qkv("a")), std::nullopt);
 }
 
 TEST(CompressedTensorsTest, ExactOrRegex) {
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"lm_head"}, Module("lm_head")), true);
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"lm_head"}, Module("language_model.lm_head")), false);
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"model.visual*"}, Module("model.visual.fc")), false);
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:.*visual.*"}, Module("model.visual.fc")), true);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"lm_head"}, Module("lm_head")), true);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"lm_head"}, Module("language_model.lm_head")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"model.visual*"}, Module("model.visual.fc")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"re:.*visual.*"}, Module("model.visual.fc")), true);
   // From the start on, not to the end.
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:visual"}, Module("model.visual.fc")), false);
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:model"}, Module("model.visual.fc")), true);
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"re:("}, Module("(")), false);
-  EXPECT_EQ(CompressedTensorsIgnores(Excludes{"a.q_proj"}, Qkv("a")), std::nullopt);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"re:visual"}, Module("model.visual.fc")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"re:model"}, Module("model.visual.fc")), true);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"re:("}, Module("(")), false);
+  EXPECT_EQ(CompressedTensorsIgnores(Names{"a.q_proj"}, Qkv("a")), std::nullopt);
   EXPECT_TRUE(CompressedTensorsMatches("Linear", "a.b", "Linear"));
   EXPECT_FALSE(CompressedTensorsMatches("Linear", "a.b"));
 }

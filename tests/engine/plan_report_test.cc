@@ -10,7 +10,7 @@
 namespace nibble {
 namespace {
 
-using ::nibble::testing::LlamaModel;
+using ::nibble::testing::LlamaShapes;
 using ::nibble::testing::ModelMaker;
 using ::nibble::testing::RecipeKeeping;
 using ::testing::HasSubstr;
@@ -58,7 +58,7 @@ TEST(PlanReportTest, JsonHoldsEverything) {
 TEST(PlanReportTest, JsonTakesNamesThatAreNotUtf8) {
   Recipe recipe = RecipeKeeping({});
   recipe.rules[0].place = "\xff.yaml:1:1";
-  const Plan plan = MakePlan(recipe, LlamaModel(1)).value();
+  const Plan plan = MakePlan(recipe, LlamaShapes(1)).value();
   EXPECT_FALSE(nlohmann::json::parse(PlanAsJson(plan, EstimatePlan(plan, 1)), nullptr, false)
                    .is_discarded());
 }
@@ -66,7 +66,8 @@ TEST(PlanReportTest, JsonTakesNamesThatAreNotUtf8) {
 TEST(PlanReportTest, EstimatesByMethodAndThreads) {
   Recipe max = RecipeKeeping({}), mse = max;
   mse.treatment.weights.method = WeightMethod::kMse;
-  const Plan fast = MakePlan(max, LlamaModel()).value(), slow = MakePlan(mse, LlamaModel()).value();
+  const Plan fast = MakePlan(max, LlamaShapes()).value(),
+             slow = MakePlan(mse, LlamaShapes()).value();
   const PlanEstimate one = EstimatePlan(fast, 1), two = EstimatePlan(fast, 2);
   EXPECT_GT(one.compute_seconds, 0);
   EXPECT_DOUBLE_EQ(one.compute_seconds, 2 * two.compute_seconds);

@@ -1,4 +1,3 @@
-#include "absl/strings/str_cat.h"
 #include "engine/tensor_ops.h"
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "engine/synthetic.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -25,6 +25,9 @@ using ::nibble::testing::ByteTensor;
 using ::nibble::testing::Contents;
 using ::nibble::testing::FileBytes;
 using ::nibble::testing::IsError;
+using ::nibble::testing::kDataLoss;
+using ::nibble::testing::kInvalid;
+using ::nibble::testing::kPrecondition;
 using ::nibble::testing::NormalTensor;
 using ::nibble::testing::Read;
 using ::nibble::testing::ReadTensor;
@@ -36,10 +39,6 @@ using ::nibble::testing::TensorOf;
 using ::nibble::testing::Write;
 using ::testing::FloatEq;
 using ::testing::Pointwise;
-
-constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
-constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
-constexpr absl::StatusCode kDataLoss = absl::StatusCode::kDataLoss;
 
 // --- The formats once more, written down independently of quant/numerics
 // --------------------------

@@ -13,9 +13,9 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::IsError;
+using ::nibble::testing::kInvalid;
 using ::nibble::testing::TempDir;
 
-constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr char kDevice[] = "Some GPU";
 
 std::vector<TunableOp> Ops() {

@@ -12,6 +12,7 @@
 #include "io/model_folder.h"
 #include "nlohmann/json.hpp"
 #include "policies/plan.h"
+#include "tests/testing/backends.h"
 #include "tests/testing/is_error.h"
 #include "tests/testing/model_folders.h"
 #include "tests/testing/reference_export.h"
@@ -19,6 +20,9 @@
 
 namespace nibble {
 namespace {
+
+using ::nibble::testing::Cpu;
+using ::nibble::testing::RecipeFor;
 
 namespace fs = std::filesystem;
 using namespace ::nibble::testing;  // NOLINT: the whole kit
@@ -30,15 +34,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::SizeIs;
-using Json = nlohmann::ordered_json;
-
-std::unique_ptr<Backend> Cpu() { return MakeBackend("cpu").value(); }
-
-Recipe RecipeFor(ExportFormat format) {
-  Recipe recipe;
-  recipe.output.format = format;
-  return recipe;
-}
+using OrderedJson = nlohmann::ordered_json;
 
 VerifyReport Verify(const std::string& folder, const std::string& against = "") {
   VerifyOptions options;
@@ -214,8 +210,8 @@ class VerifyHolesTest : public ::testing::Test {
     change(contents);
     Write(out_ + "/model.safetensors", contents);
   }
-  void ChangeJson(const std::string& file, const std::function<void(Json&)>& change) {
-    Json json = Json::parse(FileBytes(out_ + "/" + file));
+  void ChangeJson(const std::string& file, const std::function<void(OrderedJson&)>& change) {
+    OrderedJson json = OrderedJson::parse(FileBytes(out_ + "/" + file));
     change(json);
     PutFile(out_ + "/" + file, json.dump(2));
   }
@@ -349,16 +345,16 @@ TEST_F(VerifyHolesTest, CompressedTensors) {
   PutFile(out_ + "/hf_quant_config.json", "{}");
   ExpectHole("hf_quant_config.json: expected none beside compressed-tensors");
   Make(LlamaModel(), format);
-  ChangeJson("config.json", [](Json& config) {
+  ChangeJson("config.json", [](OrderedJson& config) {
     config["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] = "group";
   });
   ExpectHole("strategy tensor_group");
   Make(LlamaModel(), format);
   ChangeJson("config.json",
-             [](Json& config) { config["quantization_config"]["ignore"] = {"lm_head*"}; });
+             [](OrderedJson& config) { config["quantization_config"]["ignore"] = {"lm_head*"}; });
   ExpectHole("\"lm_head\": expected it not quantized");
   Make(LlamaModel(), format);
-  ChangeJson("config.json", [](Json& config) {
+  ChangeJson("config.json", [](OrderedJson& config) {
     config["quantization_config"]["config_groups"]["group_0"]["targets"] = {"re:.*mlp.*"};
   });
   ExpectHole("q_proj\": expected it in the configuration as quantized");
@@ -367,34 +363,34 @@ TEST_F(VerifyHolesTest, CompressedTensors) {
 TEST_F(VerifyHolesTest, ModeloptConfigs) {
   const struct {
     const char *file, *hole;
-    std::function<void(Json&)> change;
+    std::function<void(OrderedJson&)> change;
   } kDefects[] = {
       {"config.json", "\"lm_head\": expected it not quantized",
-       [](Json& c) { c["quantization_config"]["ignore"] = {"model.embed_tokens"}; }},
+       [](OrderedJson& c) { c["quantization_config"]["ignore"] = {"model.embed_tokens"}; }},
       {"config.json", "\"model.layers.1.self_attn.qkv_proj\": expected it quantized",
-       [](Json& c) { c["quantization_config"]["ignore"].push_back("model.layers.1"); }},
+       [](OrderedJson& c) { c["quantization_config"]["ignore"].push_back("model.layers.1"); }},
       {"config.json", "expected one quantization_config, got text_config.quantization_config, too",
-       [](Json& c) {
+       [](OrderedJson& c) {
          c["text_config"]["quantization_config"] = {{"bits", 8}};
        }},
       {"config.json", "quant_algo: expected NVFP4, W4A16_NVFP4 or MIXED_PRECISION, got FP8",
-       [](Json& c) { c["quantization_config"]["quant_algo"] = "FP8"; }},
+       [](OrderedJson& c) { c["quantization_config"]["quant_algo"] = "FP8"; }},
       {"config.json", "expected no input scale, since it is weight-only",
-       [](Json& c) { c["quantization_config"]["quant_algo"] = "W4A16_NVFP4"; }},
+       [](OrderedJson& c) { c["quantization_config"]["quant_algo"] = "W4A16_NVFP4"; }},
       {"config.json", "quant_method modelopt or compressed-tensors, got null",
-       [](Json& c) { c.erase("quantization_config"); }},
+       [](OrderedJson& c) { c.erase("quantization_config"); }},
       {"config.json", "exclude_modules: expected the entries of ignore",
-       [](Json& c) { c["quantization_config"]["ignore"].push_back("x.y"); }},
+       [](OrderedJson& c) { c["quantization_config"]["ignore"].push_back("x.y"); }},
       {"hf_quant_config.json", "quant_algo: expected NVFP4 as in config.json, got FP8",
-       [](Json& c) { c["quantization"]["quant_algo"] = "FP8"; }},
+       [](OrderedJson& c) { c["quantization"]["quant_algo"] = "FP8"; }},
       {"hf_quant_config.json", "kv_cache_quant_algo: expected null as in config.json, got none",
-       [](Json& c) { c["quantization"].erase("kv_cache_quant_algo"); }},
+       [](OrderedJson& c) { c["quantization"].erase("kv_cache_quant_algo"); }},
       {"hf_quant_config.json", "kv_cache_quant_algo: expected null as in config.json, got FP8",
-       [](Json& c) { c["quantization"]["kv_cache_quant_algo"] = "FP8"; }},
+       [](OrderedJson& c) { c["quantization"]["kv_cache_quant_algo"] = "FP8"; }},
       {"hf_quant_config.json", "group_size: expected 16, got 32",
-       [](Json& c) { c["quantization"]["group_size"] = 32; }},
+       [](OrderedJson& c) { c["quantization"]["group_size"] = 32; }},
       {"hf_quant_config.json", "producer: expected the name modelopt",
-       [](Json& c) { c["producer"]["name"] = "other"; }},
+       [](OrderedJson& c) { c["producer"]["name"] = "other"; }},
   };
   for (const auto& defect : kDefects) {
     Make(LlamaModel());
@@ -413,9 +409,9 @@ TEST_F(VerifyHolesTest, ExpertsKeptButNotListed) {
   keep.keep = [](const std::string& m) { return m.find("layers.0.mlp") != m.npos; };
   Make(Qwen3MoeModel(), ExportFormat::kModelopt, keep);
   for (const char* file : {"config.json", "hf_quant_config.json"}) {
-    ChangeJson(file, [](Json& json) {
-      Json& list = json.contains("quantization") ? json["quantization"]["exclude_modules"]
-                                                 : json["quantization_config"]["ignore"];
+    ChangeJson(file, [](OrderedJson& json) {
+      OrderedJson& list = json.contains("quantization") ? json["quantization"]["exclude_modules"]
+                                                        : json["quantization_config"]["ignore"];
       // Their names, one by one, tell SGLang nothing about the container.
       for (size_t i = list.size(); i-- > 0;) {
         if (list[i].get<std::string>().find("experts") != std::string::npos) list.erase(i);
@@ -440,23 +436,23 @@ TEST_F(VerifyHolesTest, ExpertsKeptButNotListed) {
 TEST_F(VerifyHolesTest, MixedPrecision) {
   PaperPlan mixed;
   mixed.weight_only = [](const std::string& m) { return m.find("self_attn") != m.npos; };
-  const auto change_layers = [&](const std::function<void(Json&)>& change) {
+  const auto change_layers = [&](const std::function<void(OrderedJson&)>& change) {
     Make(LlamaModel(), ExportFormat::kModelopt, mixed);
     ChangeJson("config.json",
-               [&](Json& c) { change(c["quantization_config"]["quantized_layers"]); });
+               [&](OrderedJson& c) { change(c["quantization_config"]["quantized_layers"]); });
     ChangeJson("hf_quant_config.json",
-               [&](Json& c) { change(c["quantization"]["quantized_layers"]); });
+               [&](OrderedJson& c) { change(c["quantization"]["quantized_layers"]); });
   };
-  change_layers([](Json& layers) { layers.erase("model.layers.0.mlp.down_proj"); });
+  change_layers([](OrderedJson& layers) { layers.erase("model.layers.0.mlp.down_proj"); });
   ExpectHole("down_proj\": expected it in the configuration as quantized");
-  change_layers([](Json& layers) {
+  change_layers([](OrderedJson& layers) {
     layers["lm_head"] = {{"quant_algo", "NVFP4"}, {"group_size", 16}};
   });
   ExpectHole("\"lm_head\": expected it not in quantized_layers");
-  change_layers([](Json& layers) { layers = Json::object(); });
+  change_layers([](OrderedJson& layers) { layers = OrderedJson::object(); });
   ExpectHole("quantized_layers: expected the quantized layers");
   Make(LlamaModel(), ExportFormat::kModelopt, mixed);
-  ChangeJson("hf_quant_config.json", [](Json& c) {
+  ChangeJson("hf_quant_config.json", [](OrderedJson& c) {
     c["quantization"]["quantized_layers"].erase("model.layers.0.mlp.up_proj");
   });
   ExpectHole("expected those of config.json");
@@ -466,19 +462,19 @@ TEST_F(VerifyHolesTest, Index) {
   const std::string index = "model.safetensors.index.json";
   const auto make = [&] { Make(LlamaModel(Sharded(3))); };
   make();
-  ChangeJson(index, [](Json& json) { json["metadata"]["total_size"] = 1; });
+  ChangeJson(index, [](OrderedJson& json) { json["metadata"]["total_size"] = 1; });
   ExpectHole("total_size: expected ");
   make();
-  ChangeJson(index, [](Json& json) { json["weight_map"].erase("lm_head.weight"); });
+  ChangeJson(index, [](OrderedJson& json) { json["weight_map"].erase("lm_head.weight"); });
   ExpectHole("expected tensor \"lm_head.weight\" of ");
   make();
-  ChangeJson(index, [](Json& json) {
+  ChangeJson(index, [](OrderedJson& json) {
     json["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors";
     json["weight_map"]["extra"] = "model-00001-of-00003.safetensors";
   });
   ExpectHole("\"extra\": expected it in ");
   make();
-  ChangeJson(index, [](Json& json) {
+  ChangeJson(index, [](OrderedJson& json) {
     for (auto& [name, file] : json["weight_map"].items()) file = "model-00002-of-00003.safetensors";
   });
   ExpectHole("where it is, got ");
@@ -507,7 +503,7 @@ TEST_F(VerifyHolesTest, AgainstTheSource) {
   });
   ExpectHole("\"extra.bias\": expected one that stands for something of the source", true);
   Make(LlamaModel());
-  ChangeJson("config.json", [](Json& config) { config["rope_theta"] = 1; });
+  ChangeJson("config.json", [](OrderedJson& config) { config["rope_theta"] = 1; });
   ExpectHole("expected all of the source's but quantization_config", true);
   Make(LlamaModel());
   fs::remove(out_ + "/tokenizer.json");
@@ -545,7 +541,7 @@ TEST(VerifyReportTest, TextAndJson) {
   const std::string text = VerifyReportAsText(report);
   EXPECT_THAT(text, AllOf(HasSubstr("hole: one\nhole: two\n"), HasSubstr("2 holes\n"),
                           HasSubstr("m4"), Not(HasSubstr("m5"))));
-  const Json json = Json::parse(VerifyReportAsJson(report));
+  const OrderedJson json = OrderedJson::parse(VerifyReportAsJson(report));
   EXPECT_EQ(json["holes"].size(), 2u);
   EXPECT_EQ(json["errors"].size(), 8u);
   EXPECT_TRUE(json["errors"][7]["sqnr_db"].is_null());

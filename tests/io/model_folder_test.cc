@@ -23,6 +23,8 @@ namespace fs = std::filesystem;
 using ::nibble::testing::ByteTensor;
 using ::nibble::testing::FileBytes;
 using ::nibble::testing::IsError;
+using ::nibble::testing::kDataLoss;
+using ::nibble::testing::kNotFound;
 using ::nibble::testing::PutFile;
 using ::nibble::testing::TempDir;
 using ::nibble::testing::Tensor;
@@ -31,8 +33,6 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
 constexpr const char* kIndex = "model.safetensors.index.json";
-constexpr auto kDataLoss = absl::StatusCode::kDataLoss;
-constexpr auto kNotFound = absl::StatusCode::kNotFound;
 
 class ModelFolderTest : public ::testing::Test {
  protected:

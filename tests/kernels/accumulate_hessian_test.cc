@@ -10,6 +10,7 @@
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/is_error.h"
+#include "tests/testing/params.h"
 #include "tests/testing/random_bits.h"
 
 namespace nibble {
@@ -17,11 +18,10 @@ namespace {
 
 using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::IsError;
+using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::RandomBitsBelow;
 using ::nibble::testing::SameBytes;
-
-constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
 // H + X^T X from the functions of quant/numerics alone.
 std::vector<float> Expected(const MatrixView& x, const std::vector<float>& before) {

@@ -11,21 +11,20 @@
 #include "tests/testing/params.h"
 #include "tests/testing/random_bits.h"
 #include "tests/testing/results.h"
-#include "tests/testing/synthetic_matrix.h"
+#include "tests/testing/test_matrix.h"
 
 namespace nibble {
 namespace {
 
 using ::nibble::testing::AllParams;
 using ::nibble::testing::Describe;
+using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::RandomBits;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
 using ::nibble::testing::SameSweep;
-using ::nibble::testing::SyntheticMatrix;
-
-constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
+using ::nibble::testing::TestMatrix;
 
 class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
  protected:
@@ -58,7 +57,7 @@ TEST_P(ConformanceTest, QuantizeEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
     for (DType dtype : kDTypes) {
-      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 32, 208, d + 1);
+      const TestMatrix x(static_cast<Distribution>(d), dtype, 32, 208, d + 1);
       for (const QuantizeParams& params : AllParams()) ExpectSame(params, x.view);
     }
   }
@@ -68,7 +67,7 @@ TEST_P(ConformanceTest, QuantizeEveryShape) {
   const std::pair<int64_t, int64_t> shapes[] = {{0, 16},  {1, 16},  {1, 4096}, {3, 48},
                                                 {16, 16}, {17, 80}, {48, 144}, {160, 32}};
   for (const auto& [rows, cols] : shapes) {
-    const SyntheticMatrix x(Distribution::kOutliers, DType::kBf16, rows, cols);
+    const TestMatrix x(Distribution::kOutliers, DType::kBf16, rows, cols);
     for (QuantizeParams params : AllParams()) {
       for (bool columnwise : {false, true}) {
         for (Rht rht : {Rht::kNone, Rht::kSigns, Rht::kNoSigns}) {
@@ -85,7 +84,7 @@ TEST_P(ConformanceTest, QuantizeEveryShape) {
 TEST_P(ConformanceTest, GlobalAmaxOfTheCallers) {
   for (float g : {0.0f, 1e-42f, 1e-20f, 0.5f, 3e38f}) {
     for (DType dtype : kDTypes) {
-      const SyntheticMatrix x(Distribution::kNormal, dtype, 16, 160);
+      const TestMatrix x(Distribution::kNormal, dtype, 16, 160);
       for (QuantizeParams params : AllParams()) {
         if (params.scheme == Scheme::kPerToken) continue;
         params.global_amax = g;
@@ -96,7 +95,7 @@ TEST_P(ConformanceTest, GlobalAmaxOfTheCallers) {
 }
 
 TEST_P(ConformanceTest, UnalignedData) {
-  const SyntheticMatrix aligned(Distribution::kNormal, DType::kBf16, 8, 96);
+  const TestMatrix aligned(Distribution::kNormal, DType::kBf16, 8, 96);
   std::vector<std::byte> shifted(aligned.bytes.size() + 2);
   std::copy(aligned.bytes.begin(), aligned.bytes.end(), shifted.begin() + 2);
   MatrixView x = aligned.view;
@@ -109,7 +108,7 @@ TEST_P(ConformanceTest, SweepsEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
     for (DType dtype : kDTypes) {
-      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 5, 208, d + 1);
+      const TestMatrix x(static_cast<Distribution>(d), dtype, 5, 208, d + 1);
       for (int e4m3_max : {448, 256}) {
         for (SweepMethod method : {SweepMethod::kExhaustive, SweepMethod::kPruned}) {
           const ScaleSweepParams params = {method, e4m3_max, std::nullopt};
@@ -150,7 +149,7 @@ TEST_P(ConformanceTest, HessianSweeps) {
                          Distribution::kZero, Distribution::kSubnormal}) {
     for (int tokens : {4, 64}) {  // singular and not
       SCOPED_TRACE(std::string(NameOf(d)) + " " + std::to_string(tokens));
-      const SyntheticMatrix x(d, DType::kBf16, 21, 48);
+      const TestMatrix x(d, DType::kBf16, 21, 48);
       const std::vector<float> a = SyntheticValues(Distribution::kNormal, 3 * 16 * tokens, 3);
       std::vector<float> h(3 * 256, 0.0f);
       for (int s = 0; s < 3; ++s) {
@@ -224,7 +223,7 @@ TEST_P(ConformanceTest, AccumulatedHessians) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     for (DType dtype : kDTypes) {
       SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " + std::string(DTypeName(dtype)));
-      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
+      const TestMatrix x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
       std::vector<float> expected(5 * 256, 0.25f), actual = expected;
       ASSERT_TRUE(scalar_->AccumulateHessian(x.view, expected).ok());
       ASSERT_TRUE(simd_->AccumulateHessian(x.view, actual).ok());
@@ -244,7 +243,7 @@ TEST_P(ConformanceTest, Observations) {
 
 TEST_P(ConformanceTest, ThreadsChangeNothing) {
   // Large enough for several pieces of work.
-  const SyntheticMatrix x(Distribution::kOutliers, DType::kBf16, 272, 4096);
+  const TestMatrix x(Distribution::kOutliers, DType::kBf16, 272, 4096);
   const std::vector<float> identity = [] {
     std::vector<float> h(256 * 256, 0.0f);
     for (int s = 0; s < 256; ++s) {
@@ -289,7 +288,7 @@ TEST_P(ConformanceTest, ThreadsChangeNothing) {
 
 // Rows quantized apart, under one global amax, are the rows of the whole.
 TEST_P(ConformanceTest, ChunksAreThePartsOfTheWhole) {
-  const SyntheticMatrix x(Distribution::kLaplace, DType::kF16, 64, 80);
+  const TestMatrix x(Distribution::kLaplace, DType::kF16, 64, 80);
   const float amax = *simd_->Amax(x.view);
   for (QuantizeParams params : AllParams()) {
     if (params.stochastic) continue;  // an element's bits depend on its index
@@ -312,11 +311,11 @@ TEST_P(ConformanceTest, ChunksAreThePartsOfTheWhole) {
 
 TEST_P(ConformanceTest, AmaxAndNonFiniteValues) {
   for (DType dtype : kDTypes) {
-    SyntheticMatrix x(Distribution::kNormal, dtype, 3, 1040);
+    TestMatrix x(Distribution::kNormal, dtype, 3, 1040);
     EXPECT_EQ(*scalar_->Amax(x.view), *simd_->Amax(x.view));
     for (float bad : {NAN, INFINITY, -INFINITY}) {
       for (int64_t at : {int64_t{0}, int64_t{1041}, x.view.size() - 1}) {
-        SyntheticMatrix broken = x;
+        TestMatrix broken = x;
         broken.view.data = broken.bytes.data();
         const std::vector<float> value = {bad};
         const std::vector<std::byte> bytes = ToBytes(value, dtype);
@@ -337,7 +336,7 @@ INSTANTIATE_TEST_SUITE_P(Simd, ConformanceTest, ::testing::ValuesIn(AllSimdKerne
                          [](const auto& info) { return KernelsName(info.param); });
 
 TEST(SameSweepTest, SeesDifferences) {
-  const SyntheticMatrix x(Distribution::kNormal, DType::kBf16, 16, 32);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 16, 32);
   const auto backend = MakeScalarBackend({});
   const SweepResult a = *backend->ScaleSweep({}, x.view);
   EXPECT_TRUE(SameSweep(a, a));
@@ -353,7 +352,7 @@ TEST(SameSweepTest, SeesDifferences) {
 }
 
 TEST(SamePackedTest, SeesDifferences) {
-  const SyntheticMatrix x(Distribution::kNormal, DType::kBf16, 16, 32);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 16, 32);
   const auto backend = MakeScalarBackend({});
   const PackedTensor a = *backend->Quantize({}, x.view);
   EXPECT_TRUE(SamePacked(a, a));

@@ -19,9 +19,10 @@
 #include "tests/testing/bytes.h"
 #include "tests/testing/hessians.h"
 #include "tests/testing/is_error.h"
+#include "tests/testing/params.h"
 #include "tests/testing/results.h"
 #include "tests/testing/sanitizers.h"
-#include "tests/testing/synthetic_matrix.h"
+#include "tests/testing/test_matrix.h"
 
 namespace nibble {
 namespace {
@@ -29,15 +30,14 @@ namespace {
 using ::nibble::testing::Activations;
 using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::IsError;
+using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::kSanitized;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::SameFeedback;
 using ::nibble::testing::SamePacked;
-using ::nibble::testing::SyntheticMatrix;
+using ::nibble::testing::TestMatrix;
 using ::testing::HasSubstr;
-
-constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
 // d^T H d of one block's stored bytes, in double precision, H as it was given.
 double StoredLoss(const MatrixView& x, const PackedTensor& packed, int64_t block, const float* h) {
@@ -56,16 +56,16 @@ double StoredLoss(const MatrixView& x, const PackedTensor& packed, int64_t block
   return loss;
 }
 
-struct Comparison {
+struct Outcome {
   int64_t blocks = 0, better = 0;
   double nearest = 0, feedback = 0;  // sums of StoredLoss
   int64_t lost = 0;                  // blocks whose loss is above that of codes rounded to nearest
 };
 
 // Of two encodings of x under the same g.
-Comparison Compare(const MatrixView& x, const std::vector<float>& hessians,
-                   const PackedTensor& nearest, const PackedTensor& feedback) {
-  Comparison result;
+Outcome Compare(const MatrixView& x, const std::vector<float>& hessians,
+                const PackedTensor& nearest, const PackedTensor& feedback) {
+  Outcome result;
   const int64_t slices = x.cols / kBlockSize;
   for (int64_t b = 0; b < x.rows * slices; ++b) {
     const float* h = &hessians[b % slices * kBlockSize * kBlockSize];
@@ -116,38 +116,38 @@ int64_t ExpectBetterOrTheSame(const Encodings& e) {
 
 constexpr Activations kActivations[] = {Activations::kIid, Activations::kCorrelated,
                                         Activations::kChannelOutliers, Activations::kSingular};
-constexpr Distribution kData[] = {Distribution::kNormal, Distribution::kLaplace,
-                                  Distribution::kOutliers, Distribution::kWeightLike};
+constexpr Distribution kFeedbackData[] = {Distribution::kNormal, Distribution::kLaplace,
+                                          Distribution::kOutliers, Distribution::kWeightLike};
 
 // Prints docs/calibration.md's table.
 TEST(HessianFeedbackTest, NeverLosesABlock) {
   constexpr int64_t kRows = kSanitized ? 64 : 512, kCols = 2048;
   struct Row {
-    Comparison sum;
+    Outcome sum;
     double nearest_error = 0, feedback_error = 0;  // squared errors of the weights
-  } rows[std::size(kActivations)][std::size(kData)];
+  } rows[std::size(kActivations)][std::size(kFeedbackData)];
   std::vector<float> hessians[std::size(kActivations)];
   ThreadPool().ParallelFor(std::size(kActivations), 1, [&](int64_t a, int64_t) {
     hessians[a] =
         MakeHessians(kActivations[a], kCols / kBlockSize, 200 + 2 * a, /*most_tokens=*/1024);
   });
   std::mutex mutex;
-  const int64_t cases = std::size(kActivations) * std::size(kData) * std::size(kDTypes);
+  const int64_t cases = std::size(kActivations) * std::size(kFeedbackData) * std::size(kDTypes);
   ThreadPool().ParallelFor(cases, 1, [&](int64_t index, int64_t) {
     const size_t a = index % std::size(kActivations);
-    const size_t d = index / std::size(kActivations) % std::size(kData);
-    const DType dtype = kDTypes[index / std::size(kActivations) / std::size(kData)];
-    const SyntheticMatrix w(kData[d], dtype, kRows, kCols, 100 + index);
+    const size_t d = index / std::size(kActivations) % std::size(kFeedbackData);
+    const DType dtype = kDTypes[index / std::size(kActivations) / std::size(kFeedbackData)];
+    const TestMatrix w(kFeedbackData[d], dtype, kRows, kCols, 100 + index);
     const std::vector<float>& h = hessians[a];
     const auto backend = MakeCpuBackend({.threads = 1});
     const auto e = Encode(*backend, {}, w.view, h);
     ASSERT_TRUE(e.ok()) << e.status();
-    const Comparison c = Compare(w.view, h, e->nearest, e->feedback.packed);
+    const Outcome c = Compare(w.view, h, e->nearest, e->feedback.packed);
     const auto before = backend->MeasureError(w.view, e->nearest.view());
     const auto after = backend->MeasureError(w.view, e->feedback.packed.view());
     std::lock_guard lock(mutex);
     EXPECT_GT(ExpectBetterOrTheSame(*e), 0);
-    EXPECT_EQ(c.lost, 0) << NameOf(kActivations[a]) << " " << NameOf(kData[d]);
+    EXPECT_EQ(c.lost, 0) << NameOf(kActivations[a]) << " " << NameOf(kFeedbackData[d]);
     Row& row = rows[a][d];
     row.sum.blocks += c.blocks;
     row.sum.better += c.better;
@@ -160,10 +160,10 @@ TEST(HessianFeedbackTest, NeverLosesABlock) {
   std::printf("| inputs | weights | d^T H d | squared error of the weights | blocks bettered |\n");
   std::printf("|---|---|---|---|---|\n");
   for (size_t a = 0; a < std::size(kActivations); ++a) {
-    for (size_t d = 0; d < std::size(kData); ++d) {
+    for (size_t d = 0; d < std::size(kFeedbackData); ++d) {
       const Row& row = rows[a][d];
       std::printf("| %s | %s | %+.1f %% | %+.1f %% | %.1f %% |\n", NameOf(kActivations[a]).data(),
-                  NameOf(kData[d]).data(), 100 * (row.sum.feedback / row.sum.nearest - 1),
+                  NameOf(kFeedbackData[d]).data(), 100 * (row.sum.feedback / row.sum.nearest - 1),
                   100 * (row.feedback_error / row.nearest_error - 1),
                   100.0 * row.sum.better / row.sum.blocks);
       blocks += row.sum.blocks;
@@ -175,10 +175,10 @@ TEST(HessianFeedbackTest, NeverLosesABlock) {
 }
 
 TEST(HessianFeedbackTest, TheComparisonSeesALostBlock) {
-  const SyntheticMatrix w(Distribution::kNormal, DType::kBf16, 4, 64);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 64);
   const std::vector<float> h = MakeHessians(Activations::kCorrelated, 4);
   auto e = *Encode(*MakeCpuBackend({}), {}, w.view, h);
-  const Comparison good = Compare(w.view, h, e.nearest, e.feedback.packed);
+  const Outcome good = Compare(w.view, h, e.nearest, e.feedback.packed);
   EXPECT_EQ(good.lost, 0);
   EXPECT_GT(good.better, 1);
   EXPECT_EQ(Compare(w.view, h, e.feedback.packed, e.nearest).lost, good.better);
@@ -189,7 +189,7 @@ TEST(HessianFeedbackTest, TheComparisonSeesALostBlock) {
 // The losses that are reported are those of the bytes that are stored.
 TEST(HessianFeedbackTest, ReportsTheLossOfWhatIsStored) {
   for (int e4m3_max : {448, 256}) {
-    const SyntheticMatrix w(Distribution::kLaplace, DType::kF32, 33, 160);
+    const TestMatrix w(Distribution::kLaplace, DType::kF32, 33, 160);
     const std::vector<float> h = MakeHessians(Activations::kIid, 10);
     ThreadPool pool(1);
     const auto factors = FactorHessians(h, pool).value();
@@ -311,7 +311,7 @@ TEST(HessianFeedbackTest, TheTermsAddUpToTheLoss) {
 TEST(HessianFeedbackTest, NothingToGainChangesNothing) {
   const auto backend = MakeCpuBackend({});
   // Under a diagonal H every code is on its own, and the nearest is best.
-  const SyntheticMatrix w(Distribution::kNormal, DType::kBf16, 40, 64);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 40, 64);
   for (Activations kind : {Activations::kDeadChannels, Activations::kZero}) {
     const auto e = *Encode(*backend, {}, w.view, MakeHessians(kind, 4));
     EXPECT_EQ(ExpectBetterOrTheSame(e), 0) << NameOf(kind);
@@ -324,7 +324,7 @@ TEST(HessianFeedbackTest, NothingToGainChangesNothing) {
 
 TEST(HessianFeedbackTest, RefusesWhatTheSweepRefuses) {
   const auto backend = MakeCpuBackend({});
-  const SyntheticMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
+  const TestMatrix w(Distribution::kNormal, DType::kBf16, 4, 32);
   const std::vector<float> good = MakeHessians(Activations::kIid, 2);
   const auto refused = [&](const std::vector<float>& h, const MatrixView& x,
                            std::string_view piece) {
@@ -363,7 +363,7 @@ TEST_P(HessianFeedbackKernelsTest, AgreeOnEveryDistributionAndHessian) {
       const auto dtype = kDTypes[(a + d) % 3];
       SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " +
                    std::string(kEnumNames<Activations>[a]));
-      const SyntheticMatrix w(static_cast<Distribution>(d), dtype, 37, 80, d + 1);
+      const TestMatrix w(static_cast<Distribution>(d), dtype, 37, 80, d + 1);
       const std::vector<float> h = MakeHessians(static_cast<Activations>(a), 5, a + 1);
       const ScaleSweepParams params = {SweepMethod::kPruned, d % 2 == 0 ? 448 : 256, std::nullopt};
       const auto expected = scalar_->SweepHessianFeedback(params, w.view, h);
@@ -400,7 +400,7 @@ TEST_P(HessianFeedbackKernelsTest, AgreeOnEveryShapeAndThreadCount) {
                                    {65, 32},
                                    {129, 80}}) {
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols));
-    const SyntheticMatrix w(Distribution::kOutliers, DType::kBf16, rows, cols);
+    const TestMatrix w(Distribution::kOutliers, DType::kBf16, rows, cols);
     const std::vector<float> h = MakeHessians(Activations::kCorrelated, cols / 16);
     const auto expected = scalar_->SweepHessianFeedback({}, w.view, h);
     ASSERT_TRUE(expected.ok()) << expected.status();

@@ -7,16 +7,17 @@
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
 #include "tests/testing/backends.h"
+#include "tests/testing/params.h"
 #include "tests/testing/random_bits.h"
 
 namespace nibble {
 namespace {
 
 using ::nibble::testing::AllCpuKernels;
+using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::RandomBits;
 
-constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 constexpr ObserveParams kEverything = {true, true, true, true};
 
 Observation Expected(const MatrixView& x) {

@@ -20,11 +20,10 @@ using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::AllParams;
 using ::nibble::testing::Describe;
 using ::nibble::testing::IsError;
+using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
-
-constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
 struct Matrix {
   std::vector<std::byte> bytes;

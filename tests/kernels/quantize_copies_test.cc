@@ -14,9 +14,9 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::IsError;
+using ::nibble::testing::kInvalid;
+using ::nibble::testing::kPrecondition;
 using ::nibble::testing::SamePacked;
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-constexpr auto kData = absl::StatusCode::kFailedPrecondition;
 
 class QuantizeCopiesTest : public ::testing::TestWithParam<const char*> {
  protected:
@@ -57,13 +57,14 @@ TEST_P(QuantizeCopiesTest, BothRefuseWhatQuantizeRefuses) {
   params.columnwise.e4m3_max = 300;
   EXPECT_TRUE(IsError(Both(params, x_), kInvalid, "448 or 256, got 300"));
   x_.rows = 17;
-  EXPECT_TRUE(IsError(Both({}, x_), kData, "column-wise copy, got 17"));
+  EXPECT_TRUE(IsError(Both({}, x_), kPrecondition, "column-wise copy, got 17"));
   x_.rows = 96;
   PackedTensor one(LayoutOf({}, 96, 80));
   EXPECT_TRUE(IsError(backend_->QuantizeBoth({}, x_, one.mutable_view(), one.mutable_view()),
                       kInvalid, "LayoutOf"));
   values_[81] = NAN;
-  EXPECT_TRUE(IsError(Both({}, x_), kData, "got 1 NaN or infinite, the first at row 1, column 1"));
+  EXPECT_TRUE(
+      IsError(Both({}, x_), kPrecondition, "got 1 NaN or infinite, the first at row 1, column 1"));
 }
 
 TEST_P(QuantizeCopiesTest, GroupsAreQuantizedAlone) {
@@ -112,10 +113,11 @@ TEST_P(QuantizeCopiesTest, RefusesGroupsByName) {
   QuantizeParams params;
   EXPECT_TRUE(quantize(params, {17, 79}).ok());
   params.columnwise = true;
-  EXPECT_TRUE(IsError(quantize(params, {16, 0, 17, 63}), kData, "group 2: shape: expected"));
+  EXPECT_TRUE(
+      IsError(quantize(params, {16, 0, 17, 63}), kPrecondition, "group 2: shape: expected"));
   params = {};
   params.scheme = Scheme::kTile2d;
-  EXPECT_TRUE(IsError(quantize(params, {17, 79}), kData, "group 0: shape: expected"));
+  EXPECT_TRUE(IsError(quantize(params, {17, 79}), kPrecondition, "group 0: shape: expected"));
   params.e4m3_max = 1;
   EXPECT_TRUE(IsError(quantize(params, {96}), kInvalid, "448 or 256"));
 
@@ -128,7 +130,7 @@ TEST_P(QuantizeCopiesTest, RefusesGroupsByName) {
   EXPECT_TRUE(IsError(backend_->QuantizeGrouped({}, x_, others, views), kInvalid,
                       "group 0: out: expected"));
   values_[48 * 80 + 81] = INFINITY;
-  EXPECT_TRUE(IsError(quantize({}, groups), kData,
+  EXPECT_TRUE(IsError(quantize({}, groups), kPrecondition,
                       "group 1: values: expected finite numbers, got 1 NaN or infinite, the first "
                       "at row 1, column 1"));
 }

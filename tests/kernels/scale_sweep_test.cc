@@ -14,12 +14,14 @@
 #include "tests/testing/backends.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/hessians.h"
+#include "tests/testing/params.h"
 #include "tests/testing/sanitizers.h"
 
 namespace nibble {
 namespace {
 
 using ::nibble::testing::Activations;
+using ::nibble::testing::kDTypes;
 using ::nibble::testing::kSanitized;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::SameBytes;
@@ -29,7 +31,6 @@ constexpr Distribution kData[] = {Distribution::kNormal,    Distribution::kLapla
                                   Distribution::kOutliers,  Distribution::kOnGrid,
                                   Distribution::kSubnormal, Distribution::kConstant,
                                   Distribution::kOneHot,    Distribution::kZero};
-constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
 constexpr float kRatios[] = {1.0f, 4.0f, 0.3f};  // of g to the data's amax
 constexpr int kBounds[] = {448, 256};

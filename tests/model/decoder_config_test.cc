@@ -12,9 +12,8 @@ namespace {
 
 using Json = nlohmann::json;
 using ::nibble::testing::IsError;
-
-constexpr auto kDataLoss = absl::StatusCode::kDataLoss;
-constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
+using ::nibble::testing::kDataLoss;
+using ::nibble::testing::kUnimplemented;
 
 Json Base(const std::string& architecture) {
   return {{"architectures", {architecture}}, {"hidden_size", 64},   {"intermediate_size", 96},

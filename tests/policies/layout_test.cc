@@ -10,10 +10,10 @@
 namespace nibble {
 namespace {
 
-using ::nibble::testing::DeepSeekModel;
-using ::nibble::testing::FusedExpertsModel;
-using ::nibble::testing::GptOssModel;
-using ::nibble::testing::Llama4Model;
+using ::nibble::testing::DeepSeekShapes;
+using ::nibble::testing::FusedExpertsShapes;
+using ::nibble::testing::GptOssShapes;
+using ::nibble::testing::Llama4Shapes;
 using ::nibble::testing::ModelMaker;
 using ::testing::HasSubstr;
 
@@ -208,18 +208,18 @@ TEST(LayoutTest, KnowsTheOrientationOfExperts) {
     WeightForm form;
     int64_t matrices, rows, cols;
   } kExpected[] = {
-      {FusedExpertsModel(), "model.language_model.layers.0.mlp.experts.gate_up_proj",
+      {FusedExpertsShapes(), "model.language_model.layers.0.mlp.experts.gate_up_proj",
        WeightForm::kExpertRows, 4, 96, 64},
-      {FusedExpertsModel(), "model.language_model.layers.0.mlp.experts.down_proj",
+      {FusedExpertsShapes(), "model.language_model.layers.0.mlp.experts.down_proj",
        WeightForm::kExpertRows, 4, 64, 48},
-      {Llama4Model(), "language_model.model.layers.0.feed_forward.experts.gate_up_proj",
+      {Llama4Shapes(), "language_model.model.layers.0.feed_forward.experts.gate_up_proj",
        WeightForm::kExpertColumns, 4, 192, 64},
-      {Llama4Model(), "language_model.model.layers.0.feed_forward.experts.down_proj",
+      {Llama4Shapes(), "language_model.model.layers.0.feed_forward.experts.down_proj",
        WeightForm::kExpertColumns, 4, 64, 96},
-      {GptOssModel(), "model.layers.0.mlp.experts.gate_up_proj", WeightForm::kExpertColumns, 4, 128,
-       64},
+      {GptOssShapes(), "model.layers.0.mlp.experts.gate_up_proj", WeightForm::kExpertColumns, 4,
+       128, 64},
       // A square, which its partner tells.
-      {GptOssModel(), "model.layers.0.mlp.experts.down_proj", WeightForm::kExpertColumns, 4, 64,
+      {GptOssShapes(), "model.layers.0.mlp.experts.down_proj", WeightForm::kExpertColumns, 4, 64,
        64},
   };
   for (const auto& [model, name, form, matrices, rows, cols] : kExpected) {

@@ -10,8 +10,7 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::IsError;
-
-constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+using ::nibble::testing::kInvalid;
 
 bool Matches(const std::string& pattern, const std::string& name) {
   const absl::StatusOr<bool> matches = MatchesName(pattern, name);

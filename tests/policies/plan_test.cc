@@ -14,18 +14,18 @@
 namespace nibble {
 namespace {
 
-using ::nibble::testing::DeepSeekModel;
+using ::nibble::testing::DeepSeekShapes;
 using ::nibble::testing::DefaultRecipe;
-using ::nibble::testing::FusedExpertsModel;
-using ::nibble::testing::GptOssModel;
+using ::nibble::testing::FusedExpertsShapes;
+using ::nibble::testing::GptOssShapes;
 using ::nibble::testing::IsError;
-using ::nibble::testing::Llama4Model;
-using ::nibble::testing::LlamaModel;
-using ::nibble::testing::MixtralModel;
+using ::nibble::testing::Llama4Shapes;
+using ::nibble::testing::LlamaShapes;
+using ::nibble::testing::MixtralShapes;
 using ::nibble::testing::ModelMaker;
-using ::nibble::testing::Qwen3MoeModel;
+using ::nibble::testing::Qwen3MoeShapes;
 using ::nibble::testing::RecipeKeeping;
-using ::nibble::testing::Rule;
+using ::nibble::testing::RuleOf;
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -104,7 +104,7 @@ void ExpectConsistent(const Plan& plan) {
 // --- Architectures ------------------------------------------------------------------------------
 
 TEST(PlanTest, Llama) {
-  const Plan plan = PlanOf(DefaultRecipe(), LlamaModel(11));
+  const Plan plan = PlanOf(DefaultRecipe(), LlamaShapes(11));
   ExpectConsistent(plan);
   EXPECT_THAT(Folded(Quantized(plan)), ElementsAre("model.layers.0-10.mlp.down_proj.weight",
                                                    "model.layers.0-10.mlp.gate_proj.weight",
@@ -132,7 +132,7 @@ TEST(PlanTest, Llama) {
 }
 
 TEST(PlanTest, ExpertsShareInputsByProjection) {
-  for (const Model& model : {MixtralModel(), Qwen3MoeModel()}) {
+  for (const Model& model : {MixtralShapes(), Qwen3MoeShapes()}) {
     const Plan plan = PlanOf(DefaultRecipe(), model);
     ExpectConsistent(plan);
     std::map<std::pair<int64_t, bool>, std::set<int>> inputs;  // of a layer; down or not
@@ -160,7 +160,7 @@ TEST(PlanTest, ExpertsShareInputsByProjection) {
 }
 
 TEST(PlanTest, DeepSeek) {
-  const Plan plan = PlanOf(DefaultRecipe(), DeepSeekModel());
+  const Plan plan = PlanOf(DefaultRecipe(), DeepSeekShapes());
   ExpectConsistent(plan);
   EXPECT_THAT(GroupNames(plan),
               ::testing::Contains("model.layers.1.self_attn.{q_a_proj,kv_a_proj_with_mqa}"));
@@ -171,14 +171,14 @@ TEST(PlanTest, DeepSeek) {
     }
   }
   // "*" alone takes the layer of speculative decoding, but never its router, norms or embedding.
-  const Plan all = PlanOf(RecipeKeeping({}), DeepSeekModel());
+  const Plan all = PlanOf(RecipeKeeping({}), DeepSeekShapes());
   EXPECT_TRUE(RowOf(all, "model.layers.2.eh_proj.weight").quantize);
   EXPECT_FALSE(RowOf(all, "model.layers.2.mlp.gate.weight").quantize);
   EXPECT_FALSE(RowOf(all, "model.layers.2.embed_tokens.weight").quantize);
 }
 
 TEST(PlanTest, ExpertsInOneTensor) {
-  const Plan rows = PlanOf(DefaultRecipe(), FusedExpertsModel());
+  const Plan rows = PlanOf(DefaultRecipe(), FusedExpertsShapes());
   ExpectConsistent(rows);
   const std::string at = "model.language_model.layers.0.";
   const PlanRow gate_up = RowOf(rows, at + "mlp.experts.gate_up_proj");
@@ -193,7 +193,7 @@ TEST(PlanTest, ExpertsInOneTensor) {
   EXPECT_FALSE(RowOf(rows, "model.visual.merger.linear_fc1.weight").quantize);
   EXPECT_FALSE(RowOf(rows, "mtp.fc.weight").quantize);
 
-  for (const Model& model : {Llama4Model(), GptOssModel()}) {
+  for (const Model& model : {Llama4Shapes(), GptOssShapes()}) {
     const Plan columns = PlanOf(DefaultRecipe(), model);
     ExpectConsistent(columns);
     int count = 0;
@@ -235,11 +235,11 @@ TEST(PlanTest, ColumnsOfExpertsThatNoLoaderTakesAreKept) {
 
 TEST(PlanTest, TheLastMatchingRuleDecides) {
   Recipe recipe = RecipeKeeping({"*self_attn*"});
-  recipe.rules.push_back(Rule({"*.o_proj", "*lm_head"}, RuleUse::kQuantize));
+  recipe.rules.push_back(RuleOf({"*.o_proj", "*lm_head"}, RuleUse::kQuantize));
   recipe.rules[2].place = "r.yaml:7:5";
   recipe.rules[2].treatment = recipe.treatment;
   recipe.rules[2].treatment->activations.format = ActivationFormat::kNone;
-  const Plan plan = PlanOf(recipe, LlamaModel());
+  const Plan plan = PlanOf(recipe, LlamaShapes());
   ExpectConsistent(plan);
   const PlanRow o = RowOf(plan, "model.layers.1.self_attn.o_proj.weight");
   EXPECT_TRUE(o.quantize);
@@ -254,8 +254,8 @@ TEST(PlanTest, TheLastMatchingRuleDecides) {
 
 TEST(PlanTest, WhatNoRuleMatchesIsKept) {
   Recipe recipe;
-  recipe.rules = {Rule({"*mlp*"}, RuleUse::kQuantize)};
-  const Plan plan = PlanOf(recipe, LlamaModel());
+  recipe.rules = {RuleOf({"*mlp*"}, RuleUse::kQuantize)};
+  const Plan plan = PlanOf(recipe, LlamaShapes());
   EXPECT_EQ(Quantized(plan).size(), 6u);
   EXPECT_EQ(RowOf(plan, "lm_head.weight").why, "no rule matches");
   EXPECT_EQ(RowOf(plan, "lm_head.weight").rule, -1);
@@ -263,13 +263,13 @@ TEST(PlanTest, WhatNoRuleMatchesIsKept) {
 
 TEST(PlanTest, RulesMayAskForLayersAndKinds) {
   Recipe recipe = RecipeKeeping({});
-  RecipeRule ends = Rule({}, RuleUse::kKeep);
+  RecipeRule ends = RuleOf({}, RuleUse::kKeep);
   ends.first_layers = 1;
   ends.last_layers = 2;
-  RecipeRule head = Rule({}, RuleUse::kKeep);
+  RecipeRule head = RuleOf({}, RuleUse::kKeep);
   head.kinds = {ModuleKind::kLmHead};
   recipe.rules.insert(recipe.rules.end(), {ends, head});
-  const Plan plan = PlanOf(recipe, LlamaModel(12));
+  const Plan plan = PlanOf(recipe, LlamaShapes(12));
   std::set<int64_t> layers;
   for (const PlanRow& row : plan.rows) {
     if (row.quantize) layers.insert(row.layer);
@@ -281,9 +281,9 @@ TEST(PlanTest, RulesMayAskForLayersAndKinds) {
 // Layers of towers and of speculative decoding are none of the model's first or last.
 TEST(PlanTest, LayersAreThoseOfTheLanguageModel) {
   Recipe recipe = RecipeKeeping({});
-  recipe.rules.push_back(Rule({}, RuleUse::kKeep));
+  recipe.rules.push_back(RuleOf({}, RuleUse::kKeep));
   recipe.rules.back().last_layers = 1;
-  const Plan plan = PlanOf(recipe, FusedExpertsModel());
+  const Plan plan = PlanOf(recipe, FusedExpertsShapes());
   EXPECT_TRUE(RowOf(plan, "model.visual.blocks.1.attn.qkv.weight").quantize);
   EXPECT_TRUE(RowOf(plan, "mtp.layers.0.mlp.experts.0.up_proj.weight").quantize);
   EXPECT_FALSE(RowOf(plan, "model.language_model.layers.1.self_attn.q_proj.weight").quantize);
@@ -291,29 +291,29 @@ TEST(PlanTest, LayersAreThoseOfTheLanguageModel) {
 
 TEST(PlanTest, ARouterIsQuantizedOnlyByName) {
   const std::string gate = "model.layers.0.mlp.gate.weight";
-  const PlanRow kept = RowOf(PlanOf(RecipeKeeping({}), Qwen3MoeModel()), gate);
+  const PlanRow kept = RowOf(PlanOf(RecipeKeeping({}), Qwen3MoeShapes()), gate);
   EXPECT_FALSE(kept.quantize);
   EXPECT_FALSE(kept.warn);
   EXPECT_EQ(kept.rule, -1);
   EXPECT_THAT(kept.why, HasSubstr("a router"));
   Recipe by_name = RecipeKeeping({}), by_kind = RecipeKeeping({});
-  by_name.rules.push_back(Rule({"*.mlp.gate"}, RuleUse::kQuantize));
-  by_kind.rules.push_back(Rule({}, RuleUse::kQuantize));
+  by_name.rules.push_back(RuleOf({"*.mlp.gate"}, RuleUse::kQuantize));
+  by_kind.rules.push_back(RuleOf({}, RuleUse::kQuantize));
   by_kind.rules.back().kinds = {ModuleKind::kRouter};
   for (const Recipe& recipe : {by_name, by_kind}) {
-    const PlanRow row = RowOf(PlanOf(recipe, Qwen3MoeModel()), gate);
+    const PlanRow row = RowOf(PlanOf(recipe, Qwen3MoeShapes()), gate);
     EXPECT_TRUE(row.quantize);
     EXPECT_EQ(row.rule, 1);
   }
   // The last that matches decides, and "*" names nothing.
-  by_name.rules.push_back(Rule({"*"}, RuleUse::kQuantize));
-  EXPECT_FALSE(RowOf(PlanOf(by_name, Qwen3MoeModel()), gate).quantize);
+  by_name.rules.push_back(RuleOf({"*"}, RuleUse::kQuantize));
+  EXPECT_FALSE(RowOf(PlanOf(by_name, Qwen3MoeShapes()), gate).quantize);
 }
 
 TEST(PlanTest, AskingByNameForWhatIsNeverQuantizedIsAWarning) {
   Recipe recipe = RecipeKeeping({});
-  recipe.rules.push_back(Rule({"*embed_tokens", "*norm*"}, RuleUse::kQuantize));
-  const Plan plan = PlanOf(recipe, LlamaModel());
+  recipe.rules.push_back(RuleOf({"*embed_tokens", "*norm*"}, RuleUse::kQuantize));
+  const Plan plan = PlanOf(recipe, LlamaShapes());
   ExpectConsistent(plan);
   const PlanRow row = RowOf(plan, "model.embed_tokens.weight");
   EXPECT_FALSE(row.quantize);
@@ -321,65 +321,65 @@ TEST(PlanTest, AskingByNameForWhatIsNeverQuantizedIsAWarning) {
   EXPECT_EQ(row.why, "an embedding, though rule 2 asks for it");
   EXPECT_THAT(plan.warnings,
               ElementsAre("model.embed_tokens: kept: an embedding, though rule 2 asks for it"));
-  EXPECT_TRUE(IsError(MakePlan(recipe, LlamaModel(), {.strict = true}),
+  EXPECT_TRUE(IsError(MakePlan(recipe, LlamaShapes(), {.strict = true}),
                       absl::StatusCode::kFailedPrecondition, "model.embed_tokens"));
 }
 
 TEST(PlanTest, ABrokenPatternNamesItsRule) {
   Recipe recipe = RecipeKeeping({"re:("});
   EXPECT_TRUE(
-      IsError(MakePlan(recipe, LlamaModel()), absl::StatusCode::kInvalidArgument, "rule 2"));
+      IsError(MakePlan(recipe, LlamaShapes()), absl::StatusCode::kInvalidArgument, "rule 2"));
 }
 
 // --- Groups -------------------------------------------------------------------------------------
 
 TEST(PlanTest, MembersOfAGroupAreTreatedAlike) {
   for (const char* one : {"*v_proj", "*.0.mlp.up_proj"}) {
-    const absl::Status status = MakePlan(RecipeKeeping({one}), LlamaModel()).status();
+    const absl::Status status = MakePlan(RecipeKeeping({one}), LlamaShapes()).status();
     EXPECT_TRUE(IsError(status, absl::StatusCode::kInvalidArgument, "_proj\" by rule 1"));
     EXPECT_TRUE(IsError(status, absl::StatusCode::kInvalidArgument, "_proj\" by rule 2"));
     EXPECT_TRUE(IsError(status, absl::StatusCode::kInvalidArgument, "model.layers.0."));
   }
   Recipe settings = RecipeKeeping({});
-  settings.rules.push_back(Rule({"*q_proj"}, RuleUse::kQuantize));
+  settings.rules.push_back(RuleOf({"*q_proj"}, RuleUse::kQuantize));
   settings.rules.back().treatment = settings.treatment;
   settings.rules.back().treatment->weights.method = WeightMethod::kMse;
-  EXPECT_TRUE(IsError(MakePlan(settings, LlamaModel()), absl::StatusCode::kInvalidArgument,
+  EXPECT_TRUE(IsError(MakePlan(settings, LlamaShapes()), absl::StatusCode::kInvalidArgument,
                       "self_attn.{q,k,v}_proj: expected one treatment for all"));
-  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*kv_a_proj*"}), DeepSeekModel()),
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*kv_a_proj*"}), DeepSeekShapes()),
                       absl::StatusCode::kInvalidArgument, "{q_a_proj,kv_a_proj_with_mqa}"));
-  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*w3"}), MixtralModel()),
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*w3"}), MixtralShapes()),
                       absl::StatusCode::kInvalidArgument, "{w1,w3}"));
   // o_proj is alone.
-  EXPECT_TRUE(MakePlan(RecipeKeeping({"*o_proj"}), LlamaModel()).ok());
+  EXPECT_TRUE(MakePlan(RecipeKeeping({"*o_proj"}), LlamaShapes()).ok());
 }
 
 TEST(PlanTest, ExpertsOfALayerAreTreatedAlike) {
-  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*experts.2.*"}), MixtralModel()),
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*experts.2.*"}), MixtralShapes()),
                       absl::StatusCode::kInvalidArgument,
                       "block_sparse_moe.experts: expected one"));
-  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*experts*.w2"}), MixtralModel()),
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*experts*.w2"}), MixtralShapes()),
                       absl::StatusCode::kInvalidArgument,
                       "block_sparse_moe.experts: expected one"));
-  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*experts.down_proj"}), GptOssModel()),
+  EXPECT_TRUE(IsError(MakePlan(RecipeKeeping({"*experts.down_proj"}), GptOssShapes()),
                       absl::StatusCode::kInvalidArgument, "mlp.experts: expected one"));
   // Whole layers may differ, and weights may be searched differently.
   Recipe recipe = RecipeKeeping({"*layers.0*experts*"});
-  recipe.rules.push_back(Rule({"*layers.1*experts*.w2"}, RuleUse::kQuantize));
+  recipe.rules.push_back(RuleOf({"*layers.1*experts*.w2"}, RuleUse::kQuantize));
   recipe.rules.back().treatment = recipe.treatment;
   recipe.rules.back().treatment->weights.method = WeightMethod::kMse;
-  ExpectConsistent(PlanOf(recipe, MixtralModel()));
+  ExpectConsistent(PlanOf(recipe, MixtralShapes()));
   recipe.rules.back().treatment->activations.format = ActivationFormat::kNone;
-  EXPECT_TRUE(IsError(MakePlan(recipe, MixtralModel()), absl::StatusCode::kInvalidArgument,
+  EXPECT_TRUE(IsError(MakePlan(recipe, MixtralShapes()), absl::StatusCode::kInvalidArgument,
                       "layers.1.block_sparse_moe.experts: expected one"));
 }
 
 TEST(PlanTest, ExpertsShareSettingsOfActivations) {
   Recipe recipe = RecipeKeeping({});
-  recipe.rules.push_back(Rule({"*experts.1.*"}, RuleUse::kQuantize));
+  recipe.rules.push_back(RuleOf({"*experts.1.*"}, RuleUse::kQuantize));
   recipe.rules.back().treatment = recipe.treatment;
   recipe.rules.back().treatment->activations.method = ActivationMethod::kConstant;
-  EXPECT_TRUE(IsError(MakePlan(recipe, MixtralModel()), absl::StatusCode::kInvalidArgument,
+  EXPECT_TRUE(IsError(MakePlan(recipe, MixtralShapes()), absl::StatusCode::kInvalidArgument,
                       "share an input scale"));
 }
 
@@ -458,7 +458,7 @@ TEST(PlanTest, KOfColumnsOfExpertsIsTheMiddleAxis) {
 }
 
 TEST(PlanTest, ATiedHeadIsKept) {
-  Model model = LlamaModel();
+  Model model = LlamaShapes();
   EXPECT_TRUE(RowOf(PlanOf(RecipeKeeping({}), model), "lm_head.weight").quantize);
   model.tied_embeddings = true;
   const PlanRow row = RowOf(PlanOf(RecipeKeeping({}), model), "lm_head.weight");
@@ -570,13 +570,13 @@ TEST(PlanTest, ShapesThatCannotBeAreRefused) {
 TEST(PlanTest, ARecipeThatQuantizesNothingIsAnError) {
   Recipe recipe;
   recipe.name = "nvfp4_experts_only";
-  recipe.rules = {Rule({"*experts*"}, RuleUse::kQuantize), Rule({"*lm_head*"}, RuleUse::kKeep)};
+  recipe.rules = {RuleOf({"*experts*"}, RuleUse::kQuantize), RuleOf({"*lm_head*"}, RuleUse::kKeep)};
   recipe.rules[0].place = "r.yaml:3:5";
-  EXPECT_TRUE(IsError(MakePlan(recipe, LlamaModel()), absl::StatusCode::kInvalidArgument,
+  EXPECT_TRUE(IsError(MakePlan(recipe, LlamaShapes()), absl::StatusCode::kInvalidArgument,
                       "recipe nvfp4_experts_only: expected something to quantize, got nothing: of "
                       "15 linear modules rule 1 (r.yaml:3:5), quantize, matches 0; rule 2, keep, "
                       "matches 1"));
-  EXPECT_TRUE(IsError(MakePlan(Recipe(), LlamaModel()), absl::StatusCode::kInvalidArgument,
+  EXPECT_TRUE(IsError(MakePlan(Recipe(), LlamaShapes()), absl::StatusCode::kInvalidArgument,
                       "no rule matches any"));
   EXPECT_TRUE(
       IsError(MakePlan(RecipeKeeping({}), Model()), absl::StatusCode::kInvalidArgument, "of 0"));
@@ -585,12 +585,12 @@ TEST(PlanTest, ARecipeThatQuantizesNothingIsAnError) {
 TEST(PlanTest, SaysWhichOfOnesOwnRulesIsIdle) {
   Recipe recipe = DefaultRecipe();
   for (const char* place : {"", "base:3:5", "r.yaml:9:5", "--set rules"}) {
-    recipe.rules.push_back(Rule({"*.q_porj"}, RuleUse::kKeep));
+    recipe.rules.push_back(RuleOf({"*.q_porj"}, RuleUse::kKeep));
     recipe.rules.back().place = place;
   }
   const size_t rules = recipe.rules.size();
   EXPECT_THAT(
-      PlanOf(recipe, LlamaModel()).warnings,
+      PlanOf(recipe, LlamaShapes()).warnings,
       ElementsAre(absl::StrCat("rule ", rules - 1, " (r.yaml:9:5): matches nothing of this model"),
                   absl::StrCat("rule ", rules, " (--set rules): matches nothing of this model")));
 }
@@ -600,7 +600,7 @@ TEST(PlanTest, SaysWhichOfOnesOwnRulesIsIdle) {
 TEST(PlanTextTest, FoldsLayersAndAddsUp) {
   Recipe recipe = DefaultRecipe();
   recipe.rules[0].place = "r.yaml:3:5";
-  const Plan plan = PlanOf(recipe, LlamaModel(36));
+  const Plan plan = PlanOf(recipe, LlamaShapes(36));
   const std::string text = PlanAsText(plan);
   EXPECT_EQ(text.back(), '\n');
   EXPECT_LT(std::ranges::count(text, '\n'), 30) << text;

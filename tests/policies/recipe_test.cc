@@ -13,11 +13,10 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::IsError;
+using ::nibble::testing::kInvalid;
+using ::nibble::testing::kNotFound;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-
-constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
-constexpr absl::StatusCode kNotFound = absl::StatusCode::kNotFound;
 
 using Files = std::map<std::string, std::string>;
 

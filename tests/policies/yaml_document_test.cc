@@ -11,9 +11,8 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::IsError;
+using ::nibble::testing::kInvalid;
 using Kind = YamlNode::Kind;
-
-constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
 
 YamlPtr Parsed(const std::string& text) {
   const absl::StatusOr<YamlPtr> node = ParseYaml(text, "f.yaml");

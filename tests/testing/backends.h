@@ -17,6 +17,10 @@ inline std::vector<const CpuKernels*> AllCpuKernels() {
   return all;
 }
 
+inline std::unique_ptr<Backend> Cpu(int threads = 2) {
+  return *MakeBackend("cpu", {.threads = threads});
+}
+
 // For gtest's parameter names.
 inline std::string KernelsName(const CpuKernels* kernels) { return std::string(kernels->name); }
 

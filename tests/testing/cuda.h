@@ -19,8 +19,8 @@ namespace nibble::testing {
 
 inline constexpr DType kInputDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
-// Device memory that frees itself; copies to and from it are synchronous. Fresh memory is no copy of
-// what an earlier array left there, so that what a kernel does not write shows.
+// Device memory that frees itself; copies to and from it are synchronous. Fresh memory is no copy
+// of what an earlier array left there, so that what a kernel does not write shows.
 template <typename T>
 class DeviceArray {
  public:

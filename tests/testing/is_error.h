@@ -9,6 +9,12 @@
 
 namespace nibble::testing {
 
+inline constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+inline constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
+inline constexpr absl::StatusCode kDataLoss = absl::StatusCode::kDataLoss;
+inline constexpr absl::StatusCode kNotFound = absl::StatusCode::kNotFound;
+inline constexpr absl::StatusCode kUnimplemented = absl::StatusCode::kUnimplemented;
+
 // Of this code, with `piece` somewhere in the message.
 inline ::testing::AssertionResult IsError(const absl::Status& status, absl::StatusCode code,
                                           std::string_view piece) {

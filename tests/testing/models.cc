@@ -7,7 +7,7 @@
 
 namespace nibble::testing {
 
-Model LlamaModel(int layers, const std::string& prefix) {
+Model LlamaShapes(int layers, const std::string& prefix) {
   ModelMaker m("llama", layers, 64);
   m.Ends(prefix, 64);
   for (int i = 0; i < layers; ++i) {
@@ -17,7 +17,7 @@ Model LlamaModel(int layers, const std::string& prefix) {
   return m.Make();
 }
 
-Model MixtralModel(int layers, int experts) {
+Model MixtralShapes(int layers, int experts) {
   ModelMaker m("mixtral", layers, 64);
   m.Ends("model.", 64);
   for (int i = 0; i < layers; ++i) {
@@ -32,7 +32,7 @@ Model MixtralModel(int layers, int experts) {
   return m.Make();
 }
 
-Model Qwen3MoeModel(int layers, int experts) {
+Model Qwen3MoeShapes(int layers, int experts) {
   ModelMaker m("qwen3_moe", layers, 64);
   m.Ends("model.", 64);
   for (int i = 0; i < layers; ++i) {
@@ -47,7 +47,7 @@ Model Qwen3MoeModel(int layers, int experts) {
   return m.Make();
 }
 
-Model DeepSeekModel() {
+Model DeepSeekShapes() {
   ModelMaker m("deepseek_v3", 2, 64);
   m.Ends("model.", 64);
   for (int i = 0; i < 3; ++i) {
@@ -75,7 +75,7 @@ Model DeepSeekModel() {
   return m.Make();
 }
 
-Model Llama4Model() {
+Model Llama4Shapes() {
   ModelMaker m("llama4", 1, 64);
   m.Ends("language_model.model.", 64, "language_model.lm_head");
   const std::string at = "language_model.model.layers.0", moe = at + ".feed_forward";
@@ -90,7 +90,7 @@ Model Llama4Model() {
   return m.Make();
 }
 
-Model GptOssModel() {
+Model GptOssShapes() {
   ModelMaker m("gpt_oss", 1, 64);
   m.Ends("model.", 64);
   const std::string at = "model.layers.0", experts = at + ".mlp.experts";
@@ -102,7 +102,7 @@ Model GptOssModel() {
   return m.Make();
 }
 
-Model FusedExpertsModel() {
+Model FusedExpertsShapes() {
   ModelMaker m("qwen3_5_moe", 2, 64);
   const std::string prefix = "model.language_model.";
   m.Ends(prefix, 64);
@@ -131,7 +131,7 @@ Model FusedExpertsModel() {
   return m.Make();
 }
 
-RecipeRule Rule(std::vector<std::string> match, RuleUse use) {
+RecipeRule RuleOf(std::vector<std::string> match, RuleUse use) {
   RecipeRule rule;
   rule.match = std::move(match);
   rule.use = use;
@@ -141,14 +141,14 @@ RecipeRule Rule(std::vector<std::string> match, RuleUse use) {
 Recipe RecipeKeeping(const std::vector<std::string>& keep) {
   Recipe recipe;
   recipe.name = "test";
-  recipe.rules.push_back(Rule({"*"}, RuleUse::kQuantize));
-  if (!keep.empty()) recipe.rules.push_back(Rule(keep, RuleUse::kKeep));
+  recipe.rules.push_back(RuleOf({"*"}, RuleUse::kQuantize));
+  if (!keep.empty()) recipe.rules.push_back(RuleOf(keep, RuleUse::kKeep));
   return recipe;
 }
 
 Recipe DefaultRecipe() {
   Recipe recipe = RecipeKeeping({"*lm_head*", "*linear_attn.in_proj_a", "*linear_attn.in_proj_b"});
-  RecipeRule kinds = Rule({}, RuleUse::kKeep);
+  RecipeRule kinds = RuleOf({}, RuleUse::kKeep);
   kinds.kinds = {ModuleKind::kVision, ModuleKind::kMtp};
   recipe.rules.push_back(kinds);
   return recipe;

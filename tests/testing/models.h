@@ -54,25 +54,25 @@ class ModelMaker {
 };
 
 // Llama, Mistral, Qwen2 and Qwen3 (dense): `prefix` as in multimodal wrappers.
-Model LlamaModel(int layers = 2, const std::string& prefix = "model.");
+Model LlamaShapes(int layers = 2, const std::string& prefix = "model.");
 
-Model MixtralModel(int layers = 2, int experts = 3);
+Model MixtralShapes(int layers = 2, int experts = 3);
 
-Model Qwen3MoeModel(int layers = 2, int experts = 12);
+Model Qwen3MoeShapes(int layers = 2, int experts = 12);
 
 // One dense layer, one of experts, and the layer after the last, for speculative decoding.
-Model DeepSeekModel();
+Model DeepSeekShapes();
 
 // [E, H, 2F] and [E, F, H], and a vision tower.
-Model Llama4Model();
+Model Llama4Shapes();
 
 // As transformers holds it after taking MXFP4 apart; the sizes are all one.
-Model GptOssModel();
+Model GptOssShapes();
 
 // Qwen3.5-MoE: [E, 2F, H] and [E, H, F], linear attention, vision, MTP.
-Model FusedExpertsModel();
+Model FusedExpertsShapes();
 
-RecipeRule Rule(std::vector<std::string> match, RuleUse use);
+RecipeRule RuleOf(std::vector<std::string> match, RuleUse use);
 
 // Everything, then nothing of `keep`.
 Recipe RecipeKeeping(const std::vector<std::string>& keep);

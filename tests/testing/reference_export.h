@@ -15,6 +15,12 @@
 
 namespace nibble::testing {
 
+inline Recipe RecipeFor(ExportFormat format) {
+  Recipe recipe;
+  recipe.output.format = format;
+  return recipe;
+}
+
 // Which modules to keep although they could be quantized, or to quantize weight-only.
 struct PaperPlan {
   std::function<bool(const std::string& module)> keep = [](const std::string&) { return false; };

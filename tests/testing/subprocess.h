@@ -11,6 +11,7 @@
 
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -90,6 +91,12 @@ class Process {
   pid_t pid_ = -1;
   int out_, err_;
 };
+
+// The program, with these arguments, to its end.
+inline ProcessResult Nibble(std::vector<std::string> args, const char* stdout_path = nullptr) {
+  args.insert(args.begin(), NIBBLE_PROGRAM);
+  return Process(std::move(args), stdout_path).Wait();
+}
 
 }  // namespace nibble::testing
 

@@ -15,7 +15,7 @@
 #include "tests/testing/packed.h"
 #include "tests/testing/params.h"
 #include "tests/testing/results.h"
-#include "tests/testing/synthetic_matrix.h"
+#include "tests/testing/test_matrix.h"
 
 namespace nibble {
 namespace {
@@ -33,7 +33,7 @@ using ::nibble::testing::SameFeedback;
 using ::nibble::testing::SamePacked;
 using ::nibble::testing::SameStats;
 using ::nibble::testing::SameSweep;
-using ::nibble::testing::SyntheticMatrix;
+using ::nibble::testing::TestMatrix;
 
 size_t MostConfigs() {
   size_t most = 0;
@@ -115,7 +115,7 @@ TEST_P(EveryConfigTest, EveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
     for (DType dtype : kInputDTypes) {
-      ExpectSameOf(SyntheticMatrix(static_cast<Distribution>(d), dtype, 33, 208, d + 1).view);
+      ExpectSameOf(TestMatrix(static_cast<Distribution>(d), dtype, 33, 208, d + 1).view);
     }
   }
 }
@@ -124,7 +124,7 @@ TEST_P(EveryConfigTest, EveryShape) {
   for (int64_t rows : {0, 1, 130, 1000}) {
     for (int64_t cols : {16, 48, 1040}) {
       for (DType dtype : kInputDTypes) {
-        ExpectSameOf(SyntheticMatrix(Distribution::kOutliers, dtype, rows, cols, 3).view);
+        ExpectSameOf(TestMatrix(Distribution::kOutliers, dtype, rows, cols, 3).view);
       }
     }
   }
@@ -133,7 +133,7 @@ TEST_P(EveryConfigTest, EveryShape) {
 TEST_P(EveryConfigTest, EveryWayToQuantize) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}}) {
     for (DType dtype : kInputDTypes) {
-      const SyntheticMatrix x(Distribution::kStudentT5, dtype, rows, cols, 5);
+      const TestMatrix x(Distribution::kStudentT5, dtype, rows, cols, 5);
       for (QuantizeParams params : AllParams()) {
         for (bool columnwise : {false, true}) {
           params.columnwise = columnwise;
@@ -154,7 +154,7 @@ TEST_P(EveryConfigTest, EveryWayToQuantize) {
 TEST_P(EveryConfigTest, BothCopies) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{16, 16}, {144, 208}, {1040, 3344}}) {
     for (DType dtype : kInputDTypes) {
-      const SyntheticMatrix x(Distribution::kOutliers, dtype, rows, cols, 7);
+      const TestMatrix x(Distribution::kOutliers, dtype, rows, cols, 7);
       for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken}) {
         for (Rht rht : {Rht::kNone, Rht::kSigns, Rht::kNoSigns}) {
           for (bool swizzle : {false, true}) {
@@ -189,7 +189,7 @@ TEST_P(EveryConfigTest, EveryPackedLayout) {
         ASSERT_TRUE(cuda_->Dequantize(packed.view(), dtype, actual.data()).ok());
         EXPECT_TRUE(SameBytes(expected, actual));
       }
-      const SyntheticMatrix x(Distribution::kLaplace, DType::kBf16, rows, cols, 6);
+      const TestMatrix x(Distribution::kLaplace, DType::kBf16, rows, cols, 6);
       const auto expected = cpu_->MeasureError(x.view, packed.view());
       const auto actual = cuda_->MeasureError(x.view, packed.view());
       ASSERT_EQ(expected.status(), actual.status());

@@ -17,7 +17,7 @@
 #include "tests/testing/golden.h"
 #include "tests/testing/is_error.h"
 #include "tests/testing/params.h"
-#include "tests/testing/synthetic_matrix.h"
+#include "tests/testing/test_matrix.h"
 
 namespace nibble {
 namespace {
@@ -31,7 +31,7 @@ using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
-using ::nibble::testing::SyntheticMatrix;
+using ::nibble::testing::TestMatrix;
 
 class CudaQuantizeCopiesTest : public CudaTest {
  protected:
@@ -81,7 +81,7 @@ TEST_F(CudaQuantizeCopiesTest, MatchesTransformerEngine) {
 
 TEST_F(CudaQuantizeCopiesTest, EveryOption) {
   for (DType dtype : kInputDTypes) {
-    const SyntheticMatrix x(Distribution::kOutliers, dtype, 176, 208);
+    const TestMatrix x(Distribution::kOutliers, dtype, 176, 208);
     for (QuantizeParams params : AllParams()) {
       for (bool columnwise : {false, true}) {
         for (Rht rht : {Rht::kNone, Rht::kSigns, Rht::kNoSigns}) {
@@ -99,7 +99,7 @@ TEST_F(CudaQuantizeCopiesTest, EveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     for (DType dtype : kInputDTypes) {
       SCOPED_TRACE(kEnumNames<Distribution>[d]);
-      const SyntheticMatrix x(static_cast<Distribution>(d), dtype, 144, 272, d + 1);
+      const TestMatrix x(static_cast<Distribution>(d), dtype, 144, 272, d + 1);
       for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken, Scheme::kTile2d}) {
         for (bool columnwise : {false, true}) {
           for (Rht rht : {Rht::kNone, Rht::kSigns}) {
@@ -158,7 +158,7 @@ TEST_F(CudaQuantizeCopiesTest, EveryShape) {
       {128, 128},  {129, 144},  {160, 32},    {4112, 16}, {16, 4112},  {272, 1040},
       {1024, 512}, {2000, 256}, {2048, 2064}, {48, 8208}, {32, 16384}, {16, 16400}};
   for (const auto& [rows, cols] : shapes) {
-    const SyntheticMatrix x(Distribution::kOutliers, DType::kBf16, rows, cols);
+    const TestMatrix x(Distribution::kOutliers, DType::kBf16, rows, cols);
     for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken, Scheme::kTile2d}) {
       for (bool swizzle : {false, true}) {
         QuantizeParams params;
@@ -187,7 +187,7 @@ TEST_F(CudaQuantizeCopiesTest, BothCopiesInClusters) {
                                                 {32, 8208}, {16, 16384}, {16, 16400}};
   for (DType dtype : {DType::kBf16, DType::kF16}) {
     for (const auto& [rows, cols] : shapes) {
-      const SyntheticMatrix x(Distribution::kOutliers, dtype, rows, cols);
+      const TestMatrix x(Distribution::kOutliers, dtype, rows, cols);
       for (bool swizzle : {false, true}) {
         QuantizeBothParams both;
         both.rowwise.scheme = both.columnwise.scheme = Scheme::kPerToken;
@@ -200,7 +200,7 @@ TEST_F(CudaQuantizeCopiesTest, BothCopiesInClusters) {
 }
 
 TEST_F(CudaQuantizeCopiesTest, GlobalAmaxOfTheCallers) {
-  const SyntheticMatrix x(Distribution::kNormal, DType::kBf16, 32, 160);
+  const TestMatrix x(Distribution::kNormal, DType::kBf16, 32, 160);
   for (float g : {0.0f, 1e-42f, 1e-20f, 0.5f, 3e38f}) {
     for (QuantizeParams params : AllParams()) {
       if (params.scheme == Scheme::kPerToken) continue;
@@ -214,7 +214,7 @@ TEST_F(CudaQuantizeCopiesTest, GlobalAmaxOfTheCallers) {
 TEST_F(CudaQuantizeCopiesTest, BothWithDifferentOptions) {
   const std::vector<QuantizeParams> all = AllParams();
   for (DType dtype : kInputDTypes) {
-    const SyntheticMatrix x(Distribution::kWeightLike, dtype, 144, 400);
+    const TestMatrix x(Distribution::kWeightLike, dtype, 144, 400);
     for (size_t i = 0; i < all.size(); ++i) {
       QuantizeBothParams params = {all[i], all[i]};
       params.columnwise.columnwise = true;
@@ -235,7 +235,7 @@ TEST_F(CudaQuantizeCopiesTest, Groups) {
   const std::vector<int64_t> of_sixteen = {0, 16, 0, 0, 128, 144, 32, 0, 272, 48, 112, 0};
   const std::vector<int64_t> ragged = {1, 0, 127, 128, 129, 3, 0, 0, 300, 17, 5, 42};
   for (DType dtype : kInputDTypes) {
-    const SyntheticMatrix x(Distribution::kOutliers, dtype, 752, 208);
+    const TestMatrix x(Distribution::kOutliers, dtype, 752, 208);
     for (QuantizeParams params : AllParams()) {
       for (Rht rht : {Rht::kNone, Rht::kSigns}) {
         params.rht = rht;
@@ -258,7 +258,7 @@ TEST_F(CudaQuantizeCopiesTest, ManyGroupsAndNone) {
     std::vector<int64_t> groups;
     int64_t rows = 0;
     for (int i = 0; i < count; ++i) rows += groups.emplace_back(i % 3 == 1 ? 0 : 16 * (i % 5));
-    const SyntheticMatrix x(Distribution::kNormal, DType::kBf16, rows, 80);
+    const TestMatrix x(Distribution::kNormal, DType::kBf16, rows, 80);
     for (bool columnwise : {false, true}) {
       QuantizeParams params;
       params.columnwise = columnwise;

@@ -8,7 +8,7 @@ namespace {
 
 using ::testing::ElementsAre;
 
-constexpr char kBuild[] = "0123456789abcdef";
+constexpr char kBuildOfOp[] = "0123456789abcdef";
 
 struct TwoFields {
   int warps;
@@ -20,7 +20,7 @@ struct TwoFields {
 
 TunableOp Op() {
   return {.name = "op",
-          .build_id = kBuild,
+          .build_id = kBuildOfOp,
           .configs = {"warps=4", "warps=8", "warps=2"},
           .dtypes = {DType::kBf16, DType::kF32}};
 }
@@ -28,7 +28,7 @@ TunableOp Op() {
 TuningStore Store(std::initializer_list<std::pair<int, std::string_view>> picks) {
   TuningStore store;
   for (const auto& [bucket, config] : picks) {
-    EXPECT_TRUE(store.Put({"device", "op", kBuild, DType::kBf16, bucket}, config).ok());
+    EXPECT_TRUE(store.Put({"device", "op", kBuildOfOp, DType::kBf16, bucket}, config).ok());
   }
   return store;
 }
