@@ -6,7 +6,7 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(int64_t tokens, int64_t channels, DType dtype) {
+void BenchAccumulateHessianShape(int64_t tokens, int64_t channels, DType dtype) {
   const std::string work = absl::StrCat("Hessian accumulation, ", tokens, " tokens x ", channels,
                                         " ", ToAbsl(DTypeName(dtype)));
   const RotatedInputs x(tokens, channels, dtype);
@@ -35,12 +35,12 @@ void BenchShape(int64_t tokens, int64_t channels, DType dtype) {
 }  // namespace
 
 void BenchAccumulateHessian() {
-  BenchShape(8192, 4096, DType::kBf16);
-  BenchShape(8192, 4096, DType::kF16);
-  BenchShape(8192, 4096, DType::kF32);
-  BenchShape(2048, 4096, DType::kBf16);
-  BenchShape(8192, 14336, DType::kBf16);
-  BenchShape(65536, 4096, DType::kBf16);
+  BenchAccumulateHessianShape(8192, 4096, DType::kBf16);
+  BenchAccumulateHessianShape(8192, 4096, DType::kF16);
+  BenchAccumulateHessianShape(8192, 4096, DType::kF32);
+  BenchAccumulateHessianShape(2048, 4096, DType::kBf16);
+  BenchAccumulateHessianShape(8192, 14336, DType::kBf16);
+  BenchAccumulateHessianShape(65536, 4096, DType::kBf16);
 }
 
 }  // namespace nibble::bench

@@ -5,7 +5,7 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(CheckGemmPath path, int64_t rows, int64_t cols, int64_t depth) {
+void BenchCheckGemmShape(CheckGemmPath path, int64_t rows, int64_t cols, int64_t depth) {
   const std::string name =
       absl::StrCat("check gemm, ", std::string(NameOf(path)), ", ", rows, "x", cols, "x", depth);
   const auto plan = CheckGemmPlan::Make(path, rows, cols, depth);
@@ -48,8 +48,8 @@ void BenchShape(CheckGemmPath path, int64_t rows, int64_t cols, int64_t depth) {
 
 void BenchCheckGemm() {
   for (CheckGemmPath path : {CheckGemmPath::kDequantize, CheckGemmPath::kBlockScaled}) {
-    BenchShape(path, 4096, 4096, 4096);
-    BenchShape(path, 16, 8192, 4096);
+    BenchCheckGemmShape(path, 4096, 4096, 4096);
+    BenchCheckGemmShape(path, 16, 8192, 4096);
   }
 }
 

@@ -6,8 +6,8 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(int64_t rows, int64_t cols, Scheme scheme, bool swizzled, DType dtype,
-                bool every_config) {
+void BenchDequantizeShape(int64_t rows, int64_t cols, Scheme scheme, bool swizzled, DType dtype,
+                          bool every_config) {
   const PackedLayout layout = {rows, cols, scheme, Rule::kRuntime, 448, swizzled};
   // A quarter as many columns of bf16 have as many bytes as the codes.
   const RotatedInputs codes(rows, cols / 4);
@@ -46,11 +46,11 @@ void BenchShape(int64_t rows, int64_t cols, Scheme scheme, bool swizzled, DType 
 
 void BenchDequantize() {
   for (DType dtype : {DType::kBf16, DType::kF32}) {
-    BenchShape(98304, 7168, Scheme::kPerTensor, false, dtype, true);
-    BenchShape(98304, 7168, Scheme::kPerToken, false, dtype, true);
-    BenchShape(98304, 7168, Scheme::kPerTensor, true, dtype, true);
-    BenchShape(98304, 7168, Scheme::kPerToken, true, dtype, true);
-    BenchShape(8192, 4096, Scheme::kPerTensor, false, dtype, false);
+    BenchDequantizeShape(98304, 7168, Scheme::kPerTensor, false, dtype, true);
+    BenchDequantizeShape(98304, 7168, Scheme::kPerToken, false, dtype, true);
+    BenchDequantizeShape(98304, 7168, Scheme::kPerTensor, true, dtype, true);
+    BenchDequantizeShape(98304, 7168, Scheme::kPerToken, true, dtype, true);
+    BenchDequantizeShape(8192, 4096, Scheme::kPerTensor, false, dtype, false);
   }
 }
 

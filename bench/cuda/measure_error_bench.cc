@@ -6,7 +6,7 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(int64_t rows, int64_t cols, DType dtype, Scheme scheme) {
+void BenchMeasureErrorShape(int64_t rows, int64_t cols, DType dtype, Scheme scheme) {
   const PackedLayout layout = {rows, cols, scheme, Rule::kRuntime, 448, false};
   const RotatedInputs x(rows, cols, dtype), codes(rows, cols / 4);
   const DeviceMemory scale = Allocate(layout.scale_bytes());
@@ -41,10 +41,10 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, Scheme scheme) {
 }  // namespace
 
 void BenchMeasureError() {
-  BenchShape(8192, 4096, DType::kBf16, Scheme::kPerTensor);
-  BenchShape(28672, 8192, DType::kBf16, Scheme::kPerTensor);
-  BenchShape(28672, 8192, DType::kBf16, Scheme::kPerToken);
-  BenchShape(8192, 4096, DType::kF32, Scheme::kPerTensor);
+  BenchMeasureErrorShape(8192, 4096, DType::kBf16, Scheme::kPerTensor);
+  BenchMeasureErrorShape(28672, 8192, DType::kBf16, Scheme::kPerTensor);
+  BenchMeasureErrorShape(28672, 8192, DType::kBf16, Scheme::kPerToken);
+  BenchMeasureErrorShape(8192, 4096, DType::kF32, Scheme::kPerTensor);
 }
 
 }  // namespace nibble::bench

@@ -6,7 +6,7 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(int64_t rows, int64_t cols) {
+void BenchMultiplierSearchShape(int64_t rows, int64_t cols) {
   const int64_t weights = rows * cols, blocks = weights / kBlockSize;
   const RotatedInputs x(rows, cols);
   const DeviceMemory amax = Allocate(sizeof(float));
@@ -37,8 +37,8 @@ void BenchShape(int64_t rows, int64_t cols) {
 }  // namespace
 
 void BenchMultiplierSearch() {
-  BenchShape(8192, 4096);
-  BenchShape(28672, 8192);
+  BenchMultiplierSearchShape(8192, 4096);
+  BenchMultiplierSearchShape(28672, 8192);
 }
 
 }  // namespace nibble::bench

@@ -8,7 +8,7 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(int64_t rows, int64_t cols, DType dtype) {
+void BenchPostScaleShape(int64_t rows, int64_t cols, DType dtype) {
   const int64_t bytes = rows * cols * DTypeBytes(dtype);
   std::vector<DeviceMemory> outputs;  // enough that none is still cached when its turn comes
   for (int64_t held = 0; held < (int64_t{512} << 20) || outputs.size() < 2; held += bytes) {
@@ -37,11 +37,11 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype) {
 }  // namespace
 
 void BenchPostScale() {
-  BenchShape(16384, 16384, DType::kBf16);
-  BenchShape(16384, 16384, DType::kF16);
-  BenchShape(16384, 16384, DType::kF32);
-  BenchShape(16384, 16383, DType::kBf16);
-  BenchShape(8192, 4096, DType::kBf16);
+  BenchPostScaleShape(16384, 16384, DType::kBf16);
+  BenchPostScaleShape(16384, 16384, DType::kF16);
+  BenchPostScaleShape(16384, 16384, DType::kF32);
+  BenchPostScaleShape(16384, 16383, DType::kBf16);
+  BenchPostScaleShape(8192, 4096, DType::kBf16);
 }
 
 }  // namespace nibble::bench

@@ -68,7 +68,7 @@ class QuantizeShape {
   double copy_ms_ = 0, plain_ms_ = 0;
 };
 
-void BenchShape(int64_t rows, int64_t cols) {
+void BenchQuantizeShape(int64_t rows, int64_t cols) {
   QuantizeShape shape(rows, cols);
   for (size_t config = 0; config < std::size(kQuantizeConfigs); ++config) {
     const double ms = shape.Time("per_tensor", shape.args(), static_cast<int>(config));
@@ -116,8 +116,8 @@ void BenchShape(int64_t rows, int64_t cols) {
 }  // namespace
 
 void BenchQuantize() {
-  BenchShape(98304, 7168);
-  BenchShape(8192, 4096);
+  BenchQuantizeShape(98304, 7168);
+  BenchQuantizeShape(8192, 4096);
 }
 
 }  // namespace nibble::bench

@@ -6,7 +6,7 @@
 namespace nibble::bench {
 namespace {
 
-void BenchShape(int64_t rows, int64_t cols) {
+void BenchScaleSweepShape(int64_t rows, int64_t cols) {
   const int64_t weights = rows * cols, blocks = weights / kBlockSize;
   const std::string shape = absl::StrCat(", ", rows, "x", cols, " bf16");
   const RotatedInputs x(rows, cols);
@@ -56,8 +56,8 @@ void BenchShape(int64_t rows, int64_t cols) {
 }  // namespace
 
 void BenchScaleSweep() {
-  BenchShape(8192, 4096);
-  BenchShape(28672, 8192);
+  BenchScaleSweepShape(8192, 4096);
+  BenchScaleSweepShape(28672, 8192);
 }
 
 }  // namespace nibble::bench

@@ -29,7 +29,7 @@ std::vector<float> NormalHessians(int64_t slices) {
   return hessians;
 }
 
-void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
+void BenchScaleSweepHessianShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
   const int64_t weights = rows * cols, blocks = weights / kBlockSize, slices = cols / kBlockSize;
   const std::vector<float> hessians = NormalHessians(slices);
   ThreadPool pool;
@@ -84,9 +84,9 @@ void BenchShape(int64_t rows, int64_t cols, DType dtype, bool exhaustive) {
 }  // namespace
 
 void BenchScaleSweepHessian() {
-  BenchShape(8192, 4096, DType::kBf16, false);
-  BenchShape(8192, 4096, DType::kF32, false);
-  BenchShape(8192, 4096, DType::kBf16, true);
+  BenchScaleSweepHessianShape(8192, 4096, DType::kBf16, false);
+  BenchScaleSweepHessianShape(8192, 4096, DType::kF32, false);
+  BenchScaleSweepHessianShape(8192, 4096, DType::kBf16, true);
 }
 
 }  // namespace nibble::bench

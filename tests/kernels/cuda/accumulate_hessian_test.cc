@@ -22,7 +22,7 @@ using ::nibble::testing::RandomBitsBelow;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
 
-constexpr int kConfigs = static_cast<int>(std::size(kAccumulateHessianConfigs));
+constexpr int kAccumulateHessianShapes = static_cast<int>(std::size(kAccumulateHessianConfigs));
 
 // What a launch needs besides x, filled with bytes that would show.
 struct Buffers {
@@ -57,7 +57,7 @@ class CudaAccumulateHessianTest : public CudaTest {
     const std::byte* bytes = static_cast<const std::byte*>(x.data);
     DeviceArray<std::byte> data(
         std::span(bytes, static_cast<size_t>(x.size() * DTypeBytes(x.dtype))));
-    for (int config = 0; config < kConfigs; ++config) {
+    for (int config = 0; config < kAccumulateHessianShapes; ++config) {
       SCOPED_TRACE(std::to_string(x.rows) + "x" + std::to_string(x.cols) + " " +
                    std::string(DTypeName(x.dtype)) + ", config " + std::to_string(config));
       Buffers buffers(x.rows, before);
@@ -115,7 +115,7 @@ TEST_F(CudaAccumulateHessianTest, EveryConfigReplaysFromAGraph) {
     const std::vector<std::byte> second = bytes(Distribution::kNormal);
     std::vector<float> expected = before;
     ASSERT_TRUE(cpu_->AccumulateHessian({second.data(), dtype, kTokens, kChannels}, expected).ok());
-    for (int config = 0; config < kConfigs; ++config) {
+    for (int config = 0; config < kAccumulateHessianShapes; ++config) {
       SCOPED_TRACE(config);
       DeviceArray<std::byte> x(first);
       Buffers buffers(kTokens, std::vector<float>(before.size(), NAN));
@@ -165,7 +165,7 @@ TEST_F(CudaAccumulateHessianTest, TheBackendAccumulatesAsTheCpuDoes) {
 // NaN with any payload, anywhere, and which slice is named.
 TEST_F(CudaAccumulateHessianTest, NamesTheFirstBadSlice) {
   constexpr int64_t kTokens = 259, kChannels = 144;
-  for (int config = 0; config < kConfigs; ++config) {
+  for (int config = 0; config < kAccumulateHessianShapes; ++config) {
     for (uint16_t pattern : {0x7F80, 0xFF80, 0x7F81, 0xFFFF}) {
       for (int64_t at : {int64_t{0}, 130 * kChannels + 95, kTokens * kChannels - 1}) {
         std::vector<uint16_t> values(kTokens * kChannels, 0x3F80);
@@ -238,7 +238,8 @@ TEST_F(CudaAccumulateHessianTest, MoreElementsThanAnInt32Counts) {
 // Before a device is touched.
 TEST(CudaAccumulateHessianLaunchTest, RefusesUnknownConfigsAndTypes) {
   const AccumulateHessianArgs args = {.tokens = 1, .channels = 16};
-  EXPECT_EQ(LaunchAccumulateHessian(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchAccumulateHessian(DType::kBf16, args, kAccumulateHessianShapes, nullptr),
+            cudaErrorInvalidValue);
   EXPECT_EQ(LaunchAccumulateHessian(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchAccumulateHessian(DType::kF64, args, 0, nullptr), cudaErrorInvalidValue);
 }

@@ -18,7 +18,7 @@ using ::nibble::testing::DeviceArray;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::ReplayFromGraph;
 
-constexpr int kConfigs = static_cast<int>(std::size(kAmaxConfigs));
+constexpr int kAmaxShapes = static_cast<int>(std::size(kAmaxConfigs));
 
 using CudaAmaxTest = CudaTest;
 
@@ -32,7 +32,7 @@ TEST_F(CudaAmaxTest, EveryShapeTypeAndConfig) {
         if (blocks != 0) values[at] = -100.0f;
         const std::vector<std::byte> bytes = ToBytes(values, dtype);
         DeviceArray<std::byte> x(bytes);
-        for (int config = 0; config < kConfigs; ++config) {
+        for (int config = 0; config < kAmaxShapes; ++config) {
           SCOPED_TRACE(std::to_string(blocks) + " " + std::string(DTypeName(dtype)) + ", config " +
                        std::to_string(config));
           DeviceArray<float> amax(1);
@@ -54,7 +54,7 @@ TEST_F(CudaAmaxTest, SmallestAndNotFinite) {
       values[38] = std::isnan(value) ? INFINITY : 0.0f;
       const std::vector<std::byte> bytes = ToBytes(values, dtype);
       DeviceArray<std::byte> x(bytes);
-      for (int config = 0; config < kConfigs; ++config) {
+      for (int config = 0; config < kAmaxShapes; ++config) {
         SCOPED_TRACE(value);
         DeviceArray<float> amax(1);
         ASSERT_EQ(LaunchAmax(dtype, x.get(), 5, amax.get(), config, nullptr), cudaSuccess);
@@ -80,7 +80,7 @@ TEST_F(CudaAmaxTest, EveryConfigReplaysFromAGraph) {
         ToBytes(SyntheticValues(Distribution::kOutliers, kBlocks * 16, 1), dtype);
     const std::vector<std::byte> second =
         ToBytes(SyntheticValues(Distribution::kUniform, kBlocks * 16, 2), dtype);
-    for (int config = 0; config < kConfigs; ++config) {
+    for (int config = 0; config < kAmaxShapes; ++config) {
       SCOPED_TRACE(config);
       DeviceArray<std::byte> x(first);
       DeviceArray<float> amax(1);
@@ -101,7 +101,7 @@ TEST_F(CudaAmaxTest, MoreElementsThanAnInt32Counts) {
   constexpr int64_t kBlocks = (int64_t{1} << 27) + 3;
   DeviceArray<uint16_t> x(kBlocks * 16);
   x.Fill(0x3C);
-  for (int config = 0; config < kConfigs; ++config) {
+  for (int config = 0; config < kAmaxShapes; ++config) {
     for (const auto& [at, bits] : {std::pair{kBlocks * 16 - 1, uint16_t{0xC049}},
                                    std::pair{kBlocks * 16 - 20, uint16_t{0x4050}}}) {
       ASSERT_EQ(cudaMemcpy(x.get() + at, &bits, 2, cudaMemcpyHostToDevice), cudaSuccess);
@@ -116,7 +116,7 @@ TEST_F(CudaAmaxTest, MoreElementsThanAnInt32Counts) {
 
 // Before a device is touched.
 TEST(CudaAmaxLaunchTest, RefusesUnknownConfigsAndTypes) {
-  EXPECT_EQ(LaunchAmax(DType::kBf16, nullptr, 1, nullptr, kConfigs, nullptr),
+  EXPECT_EQ(LaunchAmax(DType::kBf16, nullptr, 1, nullptr, kAmaxShapes, nullptr),
             cudaErrorInvalidValue);
   EXPECT_EQ(LaunchAmax(DType::kBf16, nullptr, 1, nullptr, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchAmax(DType::kF64, nullptr, 1, nullptr, 0, nullptr), cudaErrorInvalidValue);

@@ -27,7 +27,7 @@ using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SameFeedback;
 
-constexpr int kConfigs = static_cast<int>(std::size(kHessianFeedbackConfigs));
+constexpr int kHessianFeedbackShapes = static_cast<int>(std::size(kHessianFeedbackConfigs));
 
 class CudaHessianFeedbackTest : public CudaTest {
  protected:
@@ -129,7 +129,7 @@ TEST_F(CudaHessianFeedbackTest, EveryConfigReplaysFromAGraphOnEveryShape) {
       for (DType dtype : kInputDTypes) {
         const std::vector<std::byte> bytes = ToBytes(
             SyntheticValues(Distribution::kOutliers, rows * slices * kBlockSize, rows), dtype);
-        for (int config = 0; config < kConfigs; ++config) {
+        for (int config = 0; config < kHessianFeedbackShapes; ++config) {
           SCOPED_TRACE(absl::StrCat(rows, " rows, ", slices, " slices, config ", config));
           ExpectSameLaunch({bytes.data(), dtype, rows, slices * kBlockSize}, hessians, config);
         }
@@ -156,7 +156,8 @@ TEST_F(CudaHessianFeedbackTest, NoRows) {
 // Before a device is touched.
 TEST(CudaHessianFeedbackLaunchTest, RefusesUnknownConfigsAndTypes) {
   const HessianFeedbackArgs args = {.rows = 1, .slices = 1};
-  EXPECT_EQ(LaunchHessianFeedback(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchHessianFeedback(DType::kBf16, args, kHessianFeedbackShapes, nullptr),
+            cudaErrorInvalidValue);
   EXPECT_EQ(LaunchHessianFeedback(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchHessianFeedback(DType::kF64, args, 0, nullptr), cudaErrorInvalidValue);
 }

@@ -184,6 +184,14 @@ TEST_F(CudaHugeTest, ScaleSweepHessian) {
                     *cuda_->ScaleSweepHessian({}, x_, hessians));
 }
 
+TEST_F(CudaHugeTest, ErrorFeedback) {
+  const std::vector<float> hessians = MakeHessians(Activations::kIid, kBlocksPerRow);
+  const FeedbackTensor excerpt = *cpu_->SweepHessianFeedback({}, excerpt_, hessians);
+  const FeedbackTensor whole = *cuda_->SweepHessianFeedback({}, x_, hessians);
+  ExpectSameWinners(excerpt.found, whole.found);
+  ExpectSameRows(excerpt.packed, whole.packed);
+}
+
 TEST_F(CudaHugeTest, MultiplierSearch) {
   ExpectSameWinners(*cpu_->MultiplierSearch({}, excerpt_), *cuda_->MultiplierSearch({}, x_));
 }

@@ -60,8 +60,7 @@ class CudaInputSumsTest : public CudaTest {
 
 TEST_F(CudaInputSumsTest, AreTheCollectorsBits) {
   for (const DType dtype : kInputDTypes) {
-    for (const Distribution distribution :
-         {Distribution::kNormal, Distribution::kOutliers}) {
+    for (const Distribution distribution : {Distribution::kNormal, Distribution::kOutliers}) {
       Check({1}, 16, dtype, true, distribution);
       Check({256, 512, 300, 129, 128, 17}, 208, dtype, true, distribution);
       Check({1000, 3}, 64, dtype, false, distribution);

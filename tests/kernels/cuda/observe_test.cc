@@ -20,7 +20,7 @@ using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::RandomBits;
 using ::nibble::testing::ReplayFromGraph;
 
-constexpr int kConfigs = static_cast<int>(std::size(kObserveConfigs));
+constexpr int kObserveShapes = static_cast<int>(std::size(kObserveConfigs));
 constexpr ObserveParams kEverything = {true, true, true, true};
 
 // The outputs of a launch, filled with bytes that would show.
@@ -81,7 +81,7 @@ class CudaObserveTest : public CudaTest {
                             DType dtype, int64_t rows, int64_t cols) {
     const Observation expected = *cpu_->Observe(params, {bytes.data(), dtype, rows, cols});
     DeviceArray<std::byte> x(bytes);
-    for (int config = 0; config < kConfigs; ++config) {
+    for (int config = 0; config < kObserveShapes; ++config) {
       SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(cols) + " " +
                    std::string(DTypeName(dtype)) + ", config " + std::to_string(config));
       const Outputs outputs(rows, cols);
@@ -149,7 +149,7 @@ TEST_F(CudaObserveTest, EveryConfigReplaysFromAGraph) {
     const std::vector<std::byte> second =
         ToBytes(SyntheticValues(Distribution::kUniform, kRows * kCols, 2), dtype);
     const Observation expected = *cpu_->Observe(kEverything, {second.data(), dtype, kRows, kCols});
-    for (int config = 0; config < kConfigs; ++config) {
+    for (int config = 0; config < kObserveShapes; ++config) {
       SCOPED_TRACE(config);
       DeviceArray<std::byte> x(first);
       const Outputs outputs(kRows, kCols);
@@ -215,7 +215,7 @@ TEST_F(CudaObserveTest, MoreElementsThanAnInt32Counts) {
 // Before a device is touched.
 TEST(CudaObserveLaunchTest, RefusesUnknownConfigsAndTypes) {
   const ObserveArgs args = {.rows = 1, .cols = 16};
-  EXPECT_EQ(LaunchObserve(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchObserve(DType::kBf16, args, kObserveShapes, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchObserve(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchObserve(DType::kF64, args, 0, nullptr), cudaErrorInvalidValue);
 }

@@ -27,7 +27,7 @@ using ::nibble::testing::MakeHessians;
 using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameSweep;
 
-constexpr int kConfigs = static_cast<int>(std::size(kScaleSweepHessianConfigs));
+constexpr int kScaleSweepHessianShapes = static_cast<int>(std::size(kScaleSweepHessianConfigs));
 
 std::vector<Activations> AllActivations() {
   std::vector<Activations> all;
@@ -176,7 +176,7 @@ TEST_F(CudaScaleSweepHessianTest, EveryConfigReplaysFromAGraphOnEveryShape) {
           const SweepMethod method = exhaustive ? SweepMethod::kExhaustive : SweepMethod::kPruned;
           const SweepResult expected =
               *cpu_->ScaleSweepHessian({method, 256, std::nullopt}, x, hessians);
-          for (int config = 0; config < kConfigs; ++config) {
+          for (int config = 0; config < kScaleSweepHessianShapes; ++config) {
             SCOPED_TRACE(absl::StrCat(rows, " rows, ", slices, " slices, config ", config));
             const SweepResult actual =
                 Launch(x, hessians, expected.global_amax, 256, exhaustive, config);
@@ -239,7 +239,8 @@ TEST_F(CudaScaleSweepHessianTest, RefusesWhatTheCpuRefuses) {
 // Before a device is touched.
 TEST(CudaScaleSweepHessianLaunchTest, RefusesUnknownConfigsAndTypes) {
   const ScaleSweepHessianArgs args = {.rows = 1, .slices = 1};
-  EXPECT_EQ(LaunchScaleSweepHessian(DType::kBf16, args, kConfigs, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(LaunchScaleSweepHessian(DType::kBf16, args, kScaleSweepHessianShapes, nullptr),
+            cudaErrorInvalidValue);
   EXPECT_EQ(LaunchScaleSweepHessian(DType::kBf16, args, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchScaleSweepHessian(DType::kF64, args, 0, nullptr), cudaErrorInvalidValue);
 }
