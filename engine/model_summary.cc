@@ -26,7 +26,7 @@ std::string Bytes(int64_t bytes) {
     value /= 1000;
     ++unit;
   }
-  return absl::StrFormat(unit == 0 ? "%.0f %s" : "%.3g %s", value, kUnits[unit]);
+  return absl::StrFormat("%.3g %s", value, kUnits[unit]);
 }
 
 std::string Errors(const TensorError& e) {
