@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "base/status.h"
 #include "base/text.h"
 #include "cli/report.h"
@@ -121,6 +122,17 @@ RunOptions RunFlags::Options(const BackendFlags& backend) const {
 CLI::Validator NotEmpty() {
   return CLI::Validator(
       [](std::string& word) { return word.empty() ? "expected a value, got nothing" : ""; }, "");
+}
+
+CLI::Validator FitsFloat() {
+  return CLI::Validator(
+      [](std::string& word) {
+        double value = 0;
+        const bool lost =
+            absl::SimpleAtod(word, &value) && value != 0 && static_cast<float>(value) == 0;
+        return lost ? absl::StrCat("expected 0 or at least 1.4e-45, got ", word) : std::string();
+      },
+      "");
 }
 
 }  // namespace nibble

@@ -93,6 +93,9 @@ struct RunFlags {
 // CLI11 takes an empty word for 0, or for an option that was not given.
 CLI::Validator NotEmpty();
 
+// For options of type float: CLI11 takes what is too small for one for 0.
+CLI::Validator FitsFloat();
+
 }  // namespace nibble
 
 #endif  // NIBBLE_CLI_FLAGS_H_

@@ -135,7 +135,8 @@ struct SweepCommand {
         app->add_option("--hessian", hessian, "tensor [columns/16, 16, 16] that weighs the loss");
     global_amax_option =
         app->add_option("--global-amax", global_amax, "amax of the global scale [the tensor's own]")
-            ->check(NotEmpty());
+            ->check(NotEmpty())
+            ->check(FitsFloat());
     AddE4m3Max(app, e4m3_max, "what the global scale aims at")->capture_default_str();
     AddEnumWithDefault(app, "--method", method,
                        "how to search; exhaustive and pruned find the same");

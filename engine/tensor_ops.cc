@@ -123,6 +123,7 @@ absl::StatusOr<StoredPacked> ParseMetadata(const std::map<std::string, std::stri
   if (get(kSwizzledKey) != "true" && get(kSwizzledKey) != "false") {
     return bad(kSwizzledKey, "true or false");
   }
+  if (!FromName<Rht>(get(kRhtKey))) return bad(kRhtKey, NamesOf<Rht>());
   StoredPacked stored;
   // A parsed value takes many times the memory of its text.
   constexpr size_t kLongestShape = 2000;
@@ -140,6 +141,9 @@ absl::StatusOr<StoredPacked> ParseMetadata(const std::map<std::string, std::stri
   PackedLayout& layout = stored.layout;
   layout.cols = stored.shape.back();
   layout.rows = *ElementCount(stored.shape) / layout.cols;
+  if (scheme == Scheme::kTile2d && layout.rows % kBlockSize != 0) {
+    return bad(kShapeKey, "rows in multiples of 16 with scheme tile_2d");
+  }
   layout.scheme = *scheme;
   layout.rule = *rule;
   layout.e4m3_max = get(kE4m3MaxKey) == "448" ? 448 : 256;

@@ -217,7 +217,8 @@ TEST(InputCollectorTest, RefusesStatesThatItDidNotSave) {
     bad.emplace_back(what, good);
     change(bad.back().second);
   };
-  for (const auto& [name, array] : good) {
+  for (const auto& entry : good) {
+    const std::string& name = entry.first;  // lambdas take no names of structured bindings
     add(name + " gone", [&](CalibratorState& s) { s.erase(name); });
     add(name + " rank", [&](CalibratorState& s) { s[name].shape.push_back(1); });
     add(name + " length", [&](CalibratorState& s) { ++s[name].shape[0]; });

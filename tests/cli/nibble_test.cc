@@ -358,6 +358,7 @@ TEST_F(NibbleTest, WrongArgumentsExit2) {
       {Sweep("w", {"--global-amax", "inf"}), "global_amax"},
       {Sweep("w", {"--global-amax", "-1"}), "global_amax"},
       {Sweep("w", {"--global-amax", "x"}), "--global-amax"},
+      {Sweep("w", {"--global-amax", "1e-60"}), "--global-amax"},
       {Sweep("w", {"--e4m3-max", "300"}), "--e4m3-max"},
       {Sweep("w", {"--method", "multipliers", "--step", "0"}), "multipliers"},
       {Sweep("w", {"--method", "multipliers", "--start", "2", "--stop", "1"}), "multipliers"},

@@ -396,6 +396,7 @@ TEST_F(TensorOpsTest, DequantizeRefusesWhatWasTamperedWith) {
       {kSchemeKey, {"", "per_row", "PER_TENSOR"}},
       {kRuleKey, {"", "other"}},
       {kE4m3MaxKey, {"", "300", "448.0", " 448"}},
+      {kRhtKey, {"", "true"}},
       {kSwizzledKey, {"", "yes", "TRUE"}},
       {kShapeKey,
        {"", "x", "64", "{}", "[]", "[[2,32]]", "[2,17]", "[2,-32]", "[-2,32]", "[2,32.0]",
@@ -417,7 +418,8 @@ TEST_F(TensorOpsTest, DequantizeRefusesWhatWasTamperedWith) {
   for (const auto& [key, value] :
        {std::pair(kShapeKey, "[4,32]"), std::pair(kShapeKey, "[2,48]"),
         std::pair(kShapeKey, "[2,0]"), std::pair(kSwizzledKey, "true"),
-        std::pair(kSchemeKey, "per_token"), std::pair(kShapeKey, "[576460752303423487,16]")}) {
+        std::pair(kSchemeKey, "per_token"), std::pair(kSchemeKey, "tile_2d"),
+        std::pair(kShapeKey, "[576460752303423487,16]")}) {
     Contents bad = good;
     bad.metadata[key] = value;
     expect_refused(bad, "expected");

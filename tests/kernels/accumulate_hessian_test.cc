@@ -18,8 +18,8 @@ namespace {
 
 using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::IsError;
-using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::RandomBitsBelow;
 using ::nibble::testing::SameBytes;
 
@@ -66,7 +66,7 @@ class AccumulateHessianTest : public ::testing::TestWithParam<const CpuKernels*>
 TEST_P(AccumulateHessianTest, EveryShape) {
   for (int64_t tokens : {1, 15, 16, 17, 128, 129, 1000}) {
     for (int64_t channels : {16, 48, 272}) {
-      for (DType dtype : kDTypes) {
+      for (DType dtype : kInputDTypes) {
         const std::vector<std::byte> bytes =
             ToBytes(SyntheticValues(Distribution::kOutliers, tokens * channels, 1), dtype);
         ExpectContract({bytes.data(), dtype, tokens, channels});
@@ -80,7 +80,7 @@ TEST_P(AccumulateHessianTest, EveryShape) {
 }
 
 TEST_P(AccumulateHessianTest, SubnormalHugeAndNegativeZero) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     for (float limit : {1e-18f, 1e15f}) {
       const std::vector<std::byte> bytes = RandomBitsBelow(limit, dtype, 300 * 48, 7);
       ExpectContract({bytes.data(), dtype, 300, 48});
@@ -128,7 +128,7 @@ TEST_P(AccumulateHessianTest, NoTokensChangeNothing) {
 }
 
 TEST_P(AccumulateHessianTest, RefusesWhatIsNotFinite) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     for (float bad : {NAN, INFINITY, -INFINITY}) {
       std::vector<float> values = SyntheticValues(Distribution::kNormal, 150 * 48, 1);
       values[100 * 48 + 40] = bad;

@@ -18,8 +18,8 @@ namespace {
 
 using ::nibble::testing::AllParams;
 using ::nibble::testing::Describe;
-using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::RandomBits;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
@@ -56,7 +56,7 @@ class ConformanceTest : public ::testing::TestWithParam<const CpuKernels*> {
 TEST_P(ConformanceTest, QuantizeEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
-    for (DType dtype : kDTypes) {
+    for (DType dtype : kInputDTypes) {
       const TestMatrix x(static_cast<Distribution>(d), dtype, 32, 208, d + 1);
       for (const QuantizeParams& params : AllParams()) ExpectSame(params, x.view);
     }
@@ -83,7 +83,7 @@ TEST_P(ConformanceTest, QuantizeEveryShape) {
 
 TEST_P(ConformanceTest, GlobalAmaxOfTheCallers) {
   for (float g : {0.0f, 1e-42f, 1e-20f, 0.5f, 3e38f}) {
-    for (DType dtype : kDTypes) {
+    for (DType dtype : kInputDTypes) {
       const TestMatrix x(Distribution::kNormal, dtype, 16, 160);
       for (QuantizeParams params : AllParams()) {
         if (params.scheme == Scheme::kPerToken) continue;
@@ -107,7 +107,7 @@ TEST_P(ConformanceTest, UnalignedData) {
 TEST_P(ConformanceTest, SweepsEveryDistribution) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     SCOPED_TRACE(kEnumNames<Distribution>[d]);
-    for (DType dtype : kDTypes) {
+    for (DType dtype : kInputDTypes) {
       const TestMatrix x(static_cast<Distribution>(d), dtype, 5, 208, d + 1);
       for (int e4m3_max : {448, 256}) {
         for (SweepMethod method : {SweepMethod::kExhaustive, SweepMethod::kPruned}) {
@@ -221,7 +221,7 @@ TEST_P(ConformanceTest, NearTiesBlockByBlock) {
 
 TEST_P(ConformanceTest, AccumulatedHessians) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
-    for (DType dtype : kDTypes) {
+    for (DType dtype : kInputDTypes) {
       SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " + std::string(DTypeName(dtype)));
       const TestMatrix x(static_cast<Distribution>(d), dtype, 333, 80, d + 1);
       std::vector<float> expected(5 * 256, 0.25f), actual = expected;
@@ -233,7 +233,7 @@ TEST_P(ConformanceTest, AccumulatedHessians) {
 }
 
 TEST_P(ConformanceTest, Observations) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     const std::vector<std::byte> bits = RandomBits(70 * 1040 * DTypeBytes(dtype), 1);
     const MatrixView x = {bits.data(), dtype, 70, 1040};
     EXPECT_EQ(*scalar_->Observe({true, true, true, true}, x),
@@ -310,7 +310,7 @@ TEST_P(ConformanceTest, ChunksAreThePartsOfTheWhole) {
 }
 
 TEST_P(ConformanceTest, AmaxAndNonFiniteValues) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     TestMatrix x(Distribution::kNormal, dtype, 3, 1040);
     EXPECT_EQ(*scalar_->Amax(x.view), *simd_->Amax(x.view));
     for (float bad : {NAN, INFINITY, -INFINITY}) {

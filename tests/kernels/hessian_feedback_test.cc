@@ -30,8 +30,8 @@ namespace {
 using ::nibble::testing::Activations;
 using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::IsError;
-using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::kSanitized;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::SameFeedback;
@@ -132,11 +132,12 @@ TEST(HessianFeedbackTest, NeverLosesABlock) {
         MakeHessians(kActivations[a], kCols / kBlockSize, 200 + 2 * a, /*most_tokens=*/1024);
   });
   std::mutex mutex;
-  const int64_t cases = std::size(kActivations) * std::size(kFeedbackData) * std::size(kDTypes);
+  const int64_t cases =
+      std::size(kActivations) * std::size(kFeedbackData) * std::size(kInputDTypes);
   ThreadPool().ParallelFor(cases, 1, [&](int64_t index, int64_t) {
     const size_t a = index % std::size(kActivations);
     const size_t d = index / std::size(kActivations) % std::size(kFeedbackData);
-    const DType dtype = kDTypes[index / std::size(kActivations) / std::size(kFeedbackData)];
+    const DType dtype = kInputDTypes[index / std::size(kActivations) / std::size(kFeedbackData)];
     const TestMatrix w(kFeedbackData[d], dtype, kRows, kCols, 100 + index);
     const std::vector<float>& h = hessians[a];
     const auto backend = MakeCpuBackend({.threads = 1});
@@ -360,7 +361,7 @@ class HessianFeedbackKernelsTest : public ::testing::TestWithParam<const CpuKern
 TEST_P(HessianFeedbackKernelsTest, AgreeOnEveryDistributionAndHessian) {
   for (size_t d = 0; d < kEnumNames<Distribution>.size(); ++d) {
     for (size_t a = 0; a < kEnumNames<Activations>.size(); ++a) {
-      const auto dtype = kDTypes[(a + d) % 3];
+      const auto dtype = kInputDTypes[(a + d) % 3];
       SCOPED_TRACE(std::string(kEnumNames<Distribution>[d]) + " " +
                    std::string(kEnumNames<Activations>[a]));
       const TestMatrix w(static_cast<Distribution>(d), dtype, 37, 80, d + 1);

@@ -14,8 +14,8 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::AllCpuKernels;
-using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::RandomBits;
 
 constexpr ObserveParams kEverything = {true, true, true, true};
@@ -56,7 +56,7 @@ class ObserveTest : public ::testing::TestWithParam<const CpuKernels*> {
 TEST_P(ObserveTest, EveryShape) {
   for (int64_t rows : {0, 1, 3, 100}) {
     for (int64_t cols : {16, 48, 272, 1040}) {
-      for (DType dtype : kDTypes) {
+      for (DType dtype : kInputDTypes) {
         const std::vector<std::byte> bytes =
             ToBytes(SyntheticValues(Distribution::kOneHot, rows * cols, 1), dtype);
         const MatrixView x = {bytes.data(), dtype, rows, cols};
@@ -69,7 +69,7 @@ TEST_P(ObserveTest, EveryShape) {
 }
 
 TEST_P(ObserveTest, AnyBitPattern) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     for (uint64_t seed : {1, 2, 3}) {
       const std::vector<std::byte> bytes = RandomBits(257 * 528 * DTypeBytes(dtype), seed);
       const MatrixView x = {bytes.data(), dtype, 257, 528};
@@ -81,7 +81,7 @@ TEST_P(ObserveTest, AnyBitPattern) {
 }
 
 TEST_P(ObserveTest, OneBadElementAnywhere) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     for (float bad : {NAN, INFINITY, -INFINITY}) {
       for (int64_t at : {0, 15, 80, 3 * 48 - 1}) {
         std::vector<float> values = SyntheticValues(Distribution::kNormal, 3 * 48, 1);

@@ -20,8 +20,8 @@ using ::nibble::testing::AllCpuKernels;
 using ::nibble::testing::AllParams;
 using ::nibble::testing::Describe;
 using ::nibble::testing::IsError;
-using ::nibble::testing::kDTypes;
 using ::nibble::testing::KernelsName;
+using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
 
@@ -44,7 +44,7 @@ class OneReadTest : public ::testing::TestWithParam<const CpuKernels*> {
 
 // Large enough for several pieces, the last one ragged.
 TEST_P(OneReadTest, SweepAndQuantizeIsSweepThenQuantize) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     const Matrix x = MakeMatrix(Distribution::kOutliers, dtype, 139, 1008);
     for (const std::optional<float> g : {std::optional<float>(), {0.0f}, {1e-3f}, {7.0f}}) {
       for (int e4m3_max : {448, 256}) {
@@ -73,7 +73,7 @@ TEST_P(OneReadTest, SweepAndQuantizeIsSweepThenQuantize) {
 }
 
 TEST_P(OneReadTest, GivenAnAmaxEveryPieceIsChecked) {
-  for (DType dtype : kDTypes) {
+  for (DType dtype : kInputDTypes) {
     // The 139 x 1008 matrix is three pieces.
     for (int64_t index : {int64_t{0}, int64_t{70000}, int64_t{139 * 1008 - 1}}) {
       for (float bad : {std::nanf(""), -HUGE_VALF}) {
@@ -114,7 +114,7 @@ TEST_P(OneReadTest, GivenAnAmaxEveryPieceIsChecked) {
 TEST_P(OneReadTest, ErrorsAreThoseOfTheDefinition) {
   for (Distribution kind : {Distribution::kNormal, Distribution::kOutliers,
                             Distribution::kSubnormal, Distribution::kOnGrid, Distribution::kZero}) {
-    for (DType dtype : kDTypes) {
+    for (DType dtype : kInputDTypes) {
       const Matrix x = MakeMatrix(kind, dtype, 48, 208);
       for (QuantizeParams params : AllParams()) {
         params.swizzle = params.e4m3_max == 256;

@@ -21,7 +21,7 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::Activations;
-using ::nibble::testing::kDTypes;
+using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::kSanitized;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::SameBytes;
@@ -35,7 +35,7 @@ constexpr Distribution kData[] = {Distribution::kNormal,    Distribution::kLapla
 constexpr float kRatios[] = {1.0f, 4.0f, 0.3f};  // of g to the data's amax
 constexpr int kBounds[] = {448, 256};
 constexpr int64_t kCases =
-    std::size(kData) * std::size(kDTypes) * std::size(kRatios) * std::size(kBounds);
+    std::size(kData) * std::size(kInputDTypes) * std::size(kRatios) * std::size(kBounds);
 constexpr int64_t kBlocks = kSanitized ? 1'000'000 : 10'000'000;  // not of zeros alone
 
 struct Case {
@@ -51,8 +51,8 @@ struct Case {
     c.seed = 1000 + set * kCases + index;
     c.distribution = kData[index % std::size(kData)];
     index /= std::size(kData);
-    c.dtype = kDTypes[index % std::size(kDTypes)];
-    index /= std::size(kDTypes);
+    c.dtype = kInputDTypes[index % std::size(kInputDTypes)];
+    index /= std::size(kInputDTypes);
     c.ratio = kRatios[index % std::size(kRatios)];
     c.e4m3_max = kBounds[index / std::size(kRatios)];
     return c;

@@ -14,12 +14,11 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/packed_args.h"
+#include "tests/testing/params.h"
 
 namespace nibble::testing {
 
-inline constexpr DType kInputDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
-
-// Device memory that frees itself; copies to and from it are synchronous. Fresh memory is no copy
+// Device memory that frees itself; copies to and from it are done when they return. Fresh memory is no copy
 // of what an earlier array left there, so that what a kernel does not write shows.
 template <typename T>
 class DeviceArray {
@@ -40,9 +39,13 @@ class DeviceArray {
     ASSERT_EQ(static_cast<int64_t>(values.size()), count_);
     ASSERT_EQ(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
               cudaSuccess);
+    WaitForIt();
   }
   // Every byte.
-  void Fill(uint8_t byte) { ASSERT_EQ(cudaMemset(data_, byte, count_ * sizeof(T)), cudaSuccess); }
+  void Fill(uint8_t byte) {
+    ASSERT_EQ(cudaMemset(data_, byte, count_ * sizeof(T)), cudaSuccess);
+    WaitForIt();
+  }
   std::vector<T> Get() const {
     std::vector<T> values(count_);
     EXPECT_EQ(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost),
@@ -51,6 +54,10 @@ class DeviceArray {
   }
 
  private:
+  // Small copies and fills return before the device has done them, and the streams that read what
+  // they wrote do not wait for the default one.
+  static void WaitForIt() { ASSERT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess); }
+
   T* data_ = nullptr;
   int64_t count_;
 };

@@ -11,7 +11,7 @@
 namespace nibble::testing {
 
 // Of inputs.
-inline constexpr DType kDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
+inline constexpr DType kInputDTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
 inline std::string Describe(const QuantizeParams& p, const MatrixView& x) {
   std::string text = std::string(NameOf(p.scheme)) + " " + std::string(NameOf(p.rule)) + " " +

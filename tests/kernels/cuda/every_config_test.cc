@@ -1,9 +1,11 @@
 // Every operation under every launch shape, through the backend: the golden cases, and data, types
 // and shapes of all kinds against the CPU.
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
+#include "calib/input_collector.h"
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/tunable_ops.h"
@@ -25,6 +27,7 @@ using ::nibble::testing::AllLayouts;
 using ::nibble::testing::AllParams;
 using ::nibble::testing::CudaTest;
 using ::nibble::testing::Describe;
+using ::nibble::testing::DeviceArray;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::MakeHessians;
 using ::nibble::testing::RandomPacked;
@@ -52,7 +55,10 @@ class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<si
     for (const TunableOp& op : CudaTunableOps()) {
       const std::string& config = op.configs[std::min(GetParam(), op.configs.size() - 1)];
       for (DType dtype : op.dtypes) {
-        ASSERT_TRUE(options.tuning.Put({device, op.name, op.build_id, dtype, 10}, config).ok());
+        for (int bucket = 0; bucket < 63; ++bucket) {  // any shipped pick is farther from a shape
+          ASSERT_TRUE(
+              options.tuning.Put({device, op.name, op.build_id, dtype, bucket}, config).ok());
+        }
       }
     }
     cuda_ = *MakeBackend("cuda:0", options);
@@ -76,6 +82,14 @@ class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<si
     std::vector<float> expected = hessians, actual = hessians;
     EXPECT_EQ(cpu_->AccumulateHessian(x, expected), cuda_->AccumulateHessian(x, actual));
     EXPECT_TRUE(SameBytes(expected, actual));
+    InputCollector collected(/*hessians=*/true);
+    if (x.rows > 0 && collected.Collect(x, *cpu_).ok()) {  // no unit overflows
+      const auto sums = *cuda_->MakeInputSums(x.cols, /*hessians=*/true, nullptr);
+      const DeviceArray<std::byte> there(
+          std::span(static_cast<const std::byte*>(x.data), x.size() * DTypeBytes(x.dtype)));
+      ASSERT_TRUE(sums->Add({there.get(), x.dtype, x.rows, x.cols}).ok());
+      EXPECT_TRUE(InputCollector::Of(*sums->Result(), x.cols, true) == collected);
+    }
     ExpectSame(cpu_->MultiplierSearch({}, x), cuda_->MultiplierSearch({}, x));
     for (int e4m3_max : {448, 256}) {
       for (SweepMethod method : {SweepMethod::kExhaustive, SweepMethod::kPruned}) {
@@ -131,7 +145,8 @@ TEST_P(EveryConfigTest, EveryShape) {
 }
 
 TEST_P(EveryConfigTest, EveryWayToQuantize) {
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 16}, {16, 16}, {144, 208}}) {
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{0, 16}, {1, 48}, {16, 16}, {17, 208}, {144, 208}}) {
     for (DType dtype : kInputDTypes) {
       const TestMatrix x(Distribution::kStudentT5, dtype, rows, cols, 5);
       for (QuantizeParams params : AllParams()) {
@@ -145,6 +160,58 @@ TEST_P(EveryConfigTest, EveryWayToQuantize) {
           ASSERT_EQ(expected.status(), actual.status());
           if (!expected.ok()) continue;
           EXPECT_TRUE(SamePacked(*expected, *actual));
+        }
+      }
+    }
+  }
+}
+
+// More blocks than any shape has threads for at once: thread blocks that stay walk on, and fetch
+// more than once.
+TEST_P(EveryConfigTest, LongWalks) {
+  for (DType dtype : kInputDTypes) {
+    const TestMatrix x(Distribution::kOutliers, dtype, 2064, 3344, 4);
+    SCOPED_TRACE(DTypeName(dtype));
+    for (SweepMethod method : {SweepMethod::kExhaustive, SweepMethod::kPruned}) {
+      if (method == SweepMethod::kExhaustive && dtype != DType::kBf16) continue;  // slow on a CPU
+      ExpectSame(cpu_->ScaleSweep({method}, x.view), cuda_->ScaleSweep({method}, x.view));
+    }
+    EXPECT_TRUE(SamePacked(cpu_->SweepAndQuantize({}, x.view, /*swizzle=*/true)->packed,
+                           cuda_->SweepAndQuantize({}, x.view, true)->packed));
+    for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken, Scheme::kTile2d}) {
+      for (bool four_over_six : {false, true}) {
+        QuantizeParams params = {.scheme = scheme};
+        if (four_over_six) params.four_over_six = FourOverSix{};
+        SCOPED_TRACE(Describe(params, x.view));
+        EXPECT_TRUE(SamePacked(*cpu_->Quantize(params, x.view), *cuda_->Quantize(params, x.view)));
+      }
+    }
+  }
+}
+
+// One of the rows' groups is empty, others are ragged; columns take whole blocks of rows.
+TEST_P(EveryConfigTest, Groups) {
+  const std::vector<int64_t> ragged = {0, 1, 17, 127, 0, 129, 160, 255, 0};
+  const std::vector<int64_t> whole = {0, 16, 160, 0, 128, 240, 0};
+  for (DType dtype : kInputDTypes) {
+    for (Scheme scheme : {Scheme::kPerTensor, Scheme::kPerToken}) {
+      for (bool columnwise : {false, true}) {
+        for (bool swizzle : {false, true}) {
+          const std::vector<int64_t>& groups = columnwise ? whole : ragged;
+          const TestMatrix x(Distribution::kLaplace, dtype,
+                             std::accumulate(groups.begin(), groups.end(), int64_t{0}), 208, 8);
+          const QuantizeParams params = {.scheme = scheme,
+                                         .columnwise = columnwise,
+                                         .rht = columnwise ? Rht::kSigns : Rht::kNone,
+                                         .swizzle = swizzle};
+          SCOPED_TRACE(Describe(params, x.view));
+          const auto expected = cpu_->QuantizeGrouped(params, x.view, groups);
+          const auto actual = cuda_->QuantizeGrouped(params, x.view, groups);
+          ASSERT_TRUE(expected.ok() && actual.ok()) << expected.status() << actual.status();
+          ASSERT_EQ(expected->size(), actual->size());
+          for (size_t i = 0; i < groups.size(); ++i) {
+            EXPECT_TRUE(SamePacked((*expected)[i], (*actual)[i])) << "group " << i;
+          }
         }
       }
     }

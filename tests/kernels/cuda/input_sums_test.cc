@@ -68,6 +68,39 @@ TEST_F(CudaInputSumsTest, AreTheCollectorsBits) {
   }
 }
 
+// The second chunk comes to where the first lay, and its sums from a graph.
+TEST_F(CudaInputSumsTest, RunFromAGraph) {
+  constexpr int64_t kTokens = 300, kChannels = 208;
+  for (const DType dtype : kInputDTypes) {
+    const std::vector<std::byte> first =
+        ToBytes(SyntheticValues(Distribution::kNormal, kTokens * kChannels, 1), dtype);
+    const std::vector<std::byte> second =
+        ToBytes(SyntheticValues(Distribution::kOutliers, kTokens * kChannels, 2), dtype);
+    InputCollector expected(/*hessians=*/true);
+    for (const auto* bytes : {&first, &second}) {
+      ASSERT_TRUE(expected.Collect({bytes->data(), dtype, kTokens, kChannels}, *cpu_).ok());
+    }
+    const auto sums = cuda_->MakeInputSums(kChannels, true, stream_).value();
+    DeviceArray<std::byte> x{std::span<const std::byte>(first)};
+    const MatrixView view = {x.get(), dtype, kTokens, kChannels};
+    ASSERT_TRUE(sums->Add(view).ok());
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    EXPECT_TRUE(sums->Add(view).ok());
+    ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    x.Set(second);
+    ASSERT_EQ(cudaGraphLaunch(executable, stream_), cudaSuccess);
+    auto result = sums->Result();
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(InputCollector::Of(*std::move(result), kChannels, true) == expected);
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+  }
+}
+
 // Chains of 32 tokens in whole units, of 16 in shorter ones.
 TEST_F(CudaInputSumsTest, AreTheCollectorsBitsOfManyChannels) {
   Check({512, 100}, 32768 + 1024, DType::kBf16, true, Distribution::kNormal);
