@@ -56,7 +56,7 @@ class CublasLtPlan final : public CheckGemmPlan {
     }
     NIBBLE_RETURN_IF_ERROR(ChooseAlgorithm());
     NIBBLE_RETURN_IF_ERROR(Allocate(row_decode_scale_, rows_));
-    NIBBLE_RETURN_IF_ERROR(Allocate(col_decode_scale_, 1));
+    NIBBLE_RETURN_IF_ERROR(Allocate(col_decode_scale_, cols_));
     if (path_ == CheckGemmPath::kDequantize) {
       NIBBLE_RETURN_IF_ERROR(Allocate(a_values_, rows_ * depth_));
       NIBBLE_RETURN_IF_ERROR(Allocate(w_values_, cols_ * depth_));
@@ -93,7 +93,7 @@ class CublasLtPlan final : public CheckGemmPlan {
         .row_decode_scale = row_decode_scale_->get(),
         .col_decode_scale = col_decode_scale_->get(),
         .per_row = activations.amax_per_row,
-        .per_col = false,
+        .per_col = weights.amax_per_row,
     };
     return CudaStatus(LaunchPostScale(DType::kF32, args, /*config=*/0, stream), "post-scale");
   }
@@ -137,10 +137,9 @@ class CublasLtPlan final : public CheckGemmPlan {
   absl::Status CheckOperands(const PackedArgs& a, const PackedArgs& w) const {
     const int64_t blocks = depth_ / kBlockSize;
     if (a.rows != rows_ || w.rows != cols_ || a.blocks_per_row != blocks ||
-        w.blocks_per_row != blocks || w.amax_per_row) {
+        w.blocks_per_row != blocks) {
       return absl::InvalidArgumentError(
-          "check gemm: expected operands of the plan's shape, the weights with one outer scale, "
-          "got others");
+          "check gemm: expected operands of the plan's shape, got others");
     }
     if (path_ == CheckGemmPath::kBlockScaled && !(a.swizzled && w.swizzled)) {
       return absl::InvalidArgumentError(
@@ -242,12 +241,10 @@ absl::StatusOr<std::vector<float>> CheckGemm(int device, CheckGemmPath path,
                                              const PackedView& activations,
                                              const PackedView& weights) {
   const PackedLayout &a = activations.layout, &w = weights.layout;
-  if (a.cols != w.cols || a.scheme == Scheme::kTile2d || w.scheme == Scheme::kPerToken) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "check gemm: expected per_tensor or per_token activations and per_tensor or tile_2d "
-        "weights of as many columns, got ",
-        std::string(NameOf(a.scheme)), " of ", a.cols, " and ", std::string(NameOf(w.scheme)),
-        " of ", w.cols));
+  if (a.cols != w.cols) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("check gemm: expected weights of as many columns as the activations, ", a.cols,
+                     ", got ", w.cols));
   }
   NIBBLE_RETURN_IF_ERROR(UseCudaDevice(device).status());
   NIBBLE_ASSIGN_OR_RETURN(const auto plan, CheckGemmPlan::Make(path, a.rows, w.rows, a.cols));

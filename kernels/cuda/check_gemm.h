@@ -43,14 +43,14 @@ class CheckGemmPlan {
                                                              int64_t cols, int64_t depth);
   virtual ~CheckGemmPlan() = default;
 
-  // d: rows x cols, row-major, on the device as are the operands. W has one outer scale.
-  // kBlockScaled reads swizzled block scales, kDequantize either order.
+  // d: rows x cols, row-major, on the device as are the operands, each with one outer scale or one
+  // a row: those of A scale the rows of d, those of W its columns. kBlockScaled reads swizzled
+  // block scales, kDequantize either order.
   virtual absl::Status Launch(const PackedArgs& activations, const PackedArgs& weights, float* d,
                               cudaStream_t stream) = 0;
 };
 
-// The same from host memory to host memory. activations: per_tensor or per_token; weights:
-// per_tensor or tile_2d; block scales in either order.
+// The same from host memory to host memory, of any scheme, block scales in either order.
 absl::StatusOr<std::vector<float>> CheckGemm(int device, CheckGemmPath path,
                                              const PackedView& activations,
                                              const PackedView& weights);

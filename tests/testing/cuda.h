@@ -5,21 +5,25 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/packed_args.h"
+#include "kernels/cuda/tunable_ops.h"
+#include "kernels/cuda/tuning_device.h"
 #include "tests/testing/params.h"
 
 namespace nibble::testing {
 
-// Device memory that frees itself; copies to and from it are done when they return. Fresh memory is no copy
-// of what an earlier array left there, so that what a kernel does not write shows.
+// Device memory that frees itself; copies to and from it are done when they return. Fresh memory is
+// no copy of what an earlier array left there, so that what a kernel does not write shows.
 template <typename T>
 class DeviceArray {
  public:
@@ -125,6 +129,29 @@ inline void ReplayFromGraph(const std::function<cudaError_t(cudaStream_t)>& laun
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+}
+
+// How many launch shapes the operation with the most of them has.
+inline size_t MostConfigs() {
+  size_t most = 0;
+  for (const TunableOp& op : CudaTunableOps()) most = std::max(most, op.configs.size());
+  return most;
+}
+
+// On the first device, with that launch shape for every operation and size; the last for operations
+// that have fewer.
+inline std::unique_ptr<Backend> BackendWithConfig(size_t index) {
+  const std::string device = (*MakeCudaTuningDevice(0))->name();
+  BackendOptions options;
+  for (const TunableOp& op : CudaTunableOps()) {
+    const std::string& config = op.configs[std::min(index, op.configs.size() - 1)];
+    for (DType dtype : op.dtypes) {
+      for (int bucket = 0; bucket < 63; ++bucket) {
+        EXPECT_TRUE(options.tuning.Put({device, op.name, op.build_id, dtype, bucket}, config).ok());
+      }
+    }
+  }
+  return *MakeBackend("cuda:0", options);
 }
 
 // Skips its tests, with the reason, where there is no device.

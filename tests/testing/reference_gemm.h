@@ -34,7 +34,7 @@ struct ReferenceGemm {
           sum += product;
           absolute += std::fabs(product);
         }
-        const double outer = double{OuterScale(a, i)} * OuterScale(w, 0);
+        const double outer = double{OuterScale(a, i)} * OuterScale(w, j);
         value[i * cols + j] = sum * outer;
         magnitude[i * cols + j] = absolute * outer;
       }

@@ -8,8 +8,6 @@
 #include "calib/input_collector.h"
 #include "engine/synthetic.h"
 #include "gtest/gtest.h"
-#include "kernels/cuda/tunable_ops.h"
-#include "kernels/cuda/tuning_device.h"
 #include "tests/testing/bytes.h"
 #include "tests/testing/cuda.h"
 #include "tests/testing/golden.h"
@@ -25,11 +23,13 @@ namespace {
 using ::nibble::testing::Activations;
 using ::nibble::testing::AllLayouts;
 using ::nibble::testing::AllParams;
+using ::nibble::testing::BackendWithConfig;
 using ::nibble::testing::CudaTest;
 using ::nibble::testing::Describe;
 using ::nibble::testing::DeviceArray;
 using ::nibble::testing::kInputDTypes;
 using ::nibble::testing::MakeHessians;
+using ::nibble::testing::MostConfigs;
 using ::nibble::testing::RandomPacked;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SameFeedback;
@@ -38,30 +38,13 @@ using ::nibble::testing::SameStats;
 using ::nibble::testing::SameSweep;
 using ::nibble::testing::TestMatrix;
 
-size_t MostConfigs() {
-  size_t most = 0;
-  for (const TunableOp& op : CudaTunableOps()) most = std::max(most, op.configs.size());
-  return most;
-}
-
-// The parameter is the index of every operation's config; the last for those that have fewer.
+// The parameter is the index of every operation's config.
 class EveryConfigTest : public CudaTest, public ::testing::WithParamInterface<size_t> {
  protected:
   void SetUp() override {
     CudaTest::SetUp();
     if (IsSkipped()) return;
-    const std::string device = (*MakeCudaTuningDevice(0))->name();
-    BackendOptions options;
-    for (const TunableOp& op : CudaTunableOps()) {
-      const std::string& config = op.configs[std::min(GetParam(), op.configs.size() - 1)];
-      for (DType dtype : op.dtypes) {
-        for (int bucket = 0; bucket < 63; ++bucket) {  // any shipped pick is farther from a shape
-          ASSERT_TRUE(
-              options.tuning.Put({device, op.name, op.build_id, dtype, bucket}, config).ok());
-        }
-      }
-    }
-    cuda_ = *MakeBackend("cuda:0", options);
+    cuda_ = BackendWithConfig(GetParam());
   }
 
   void ExpectSame(const absl::StatusOr<SweepResult>& expected,

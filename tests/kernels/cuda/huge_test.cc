@@ -1,8 +1,8 @@
-// Tensors of more than 2^32 elements through the whole backend: neither a signed nor an unsigned
-// index of 32 bits reaches their end. The data repeat with a prime period, so that an index which
-// wraps meets other numbers; the largest are in the last row. Parts of the results (the first rows,
-// rows around element 2^31 and element 2^32, the last rows) are compared with what the CPU's
-// backend makes of these rows alone.
+// Tensors of more than 2^32 elements through the whole backend, under every launch shape: neither a
+// signed nor an unsigned index of 32 bits reaches their end. The data repeat with a prime period,
+// so that an index which wraps meets other numbers; the largest are in the last row. Parts of the
+// results (the first rows, rows around element 2^31 and element 2^32, the last rows) are compared
+// with what the CPU's backend makes of these rows alone.
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,9 +23,11 @@ namespace nibble {
 namespace {
 
 using ::nibble::testing::Activations;
+using ::nibble::testing::BackendWithConfig;
 using ::nibble::testing::CudaTest;
 using ::nibble::testing::DeviceHasFree;
 using ::nibble::testing::MakeHessians;
+using ::nibble::testing::MostConfigs;
 using ::nibble::testing::SameBytes;
 using ::nibble::testing::SamePacked;
 
@@ -114,7 +116,7 @@ bool HostHasFree(int64_t bytes) {
   return false;
 }
 
-class CudaHugeTest : public CudaTest {
+class CudaHugeTest : public CudaTest, public ::testing::WithParamInterface<size_t> {
  protected:
   void SetUp() override {
     CudaTest::SetUp();
@@ -125,6 +127,7 @@ class CudaHugeTest : public CudaTest {
       if (!HostHasFree(kNeeded)) GTEST_SKIP() << "this machine has less than 40 GiB free";
       MakeValues();
     }
+    cuda_ = BackendWithConfig(GetParam());
     excerpt_values_ = Excerpt(values_.get(), kCols);
     x_ = {values_.get(), DType::kBf16, kRows, kCols};
     excerpt_ = {excerpt_values_.data(), DType::kBf16, kExcerptRows, kCols};
@@ -158,7 +161,7 @@ class CudaHugeTest : public CudaTest {
 };
 std::unique_ptr<uint16_t[]> CudaHugeTest::values_;
 
-TEST_F(CudaHugeTest, ScaleSweep) {
+TEST_P(CudaHugeTest, ScaleSweep) {
   const SweepResult pruned = *cuda_->ScaleSweep({}, x_);
   ExpectSameWinners(*cpu_->ScaleSweep({}, excerpt_), pruned);
   {
@@ -178,13 +181,13 @@ TEST_F(CudaHugeTest, ScaleSweep) {
                          *cuda_->QuantizeWithScales(x_, pruned.global_amax, 448, pruned.code)));
 }
 
-TEST_F(CudaHugeTest, ScaleSweepHessian) {
+TEST_P(CudaHugeTest, ScaleSweepHessian) {
   const std::vector<float> hessians = MakeHessians(Activations::kIid, kBlocksPerRow);
   ExpectSameWinners(*cpu_->ScaleSweepHessian({}, excerpt_, hessians),
                     *cuda_->ScaleSweepHessian({}, x_, hessians));
 }
 
-TEST_F(CudaHugeTest, ErrorFeedback) {
+TEST_P(CudaHugeTest, ErrorFeedback) {
   const std::vector<float> hessians = MakeHessians(Activations::kIid, kBlocksPerRow);
   const FeedbackTensor excerpt = *cpu_->SweepHessianFeedback({}, excerpt_, hessians);
   const FeedbackTensor whole = *cuda_->SweepHessianFeedback({}, x_, hessians);
@@ -192,11 +195,11 @@ TEST_F(CudaHugeTest, ErrorFeedback) {
   ExpectSameRows(excerpt.packed, whole.packed);
 }
 
-TEST_F(CudaHugeTest, MultiplierSearch) {
+TEST_P(CudaHugeTest, MultiplierSearch) {
   ExpectSameWinners(*cpu_->MultiplierSearch({}, excerpt_), *cuda_->MultiplierSearch({}, x_));
 }
 
-TEST_F(CudaHugeTest, Quantize) {
+TEST_P(CudaHugeTest, Quantize) {
   const QuantizeParams every[] = {
       {.scheme = Scheme::kPerToken, .swizzle = true},
       {.rule = Rule::kCheckpoint, .four_over_six = FourOverSix{}, .e4m3_max = 256},
@@ -207,7 +210,7 @@ TEST_F(CudaHugeTest, Quantize) {
   }
 }
 
-TEST_F(CudaHugeTest, BothCopies) {
+TEST_P(CudaHugeTest, BothCopies) {
   const QuantizeBothParams every[] = {
       {{.scheme = Scheme::kPerToken},
        {.scheme = Scheme::kPerToken, .columnwise = true, .rht = Rht::kSigns, .swizzle = true}},
@@ -231,7 +234,7 @@ TEST_F(CudaHugeTest, BothCopies) {
 
 // Groups that are parts are compared, the last of them whole and behind element 2^32; between them
 // are large ones and empty ones.
-TEST_F(CudaHugeTest, Grouped) {
+TEST_P(CudaHugeTest, Grouped) {
   const int64_t rows[] = {0, kParts[1], kPartRows, kParts[3] - kParts[1] - kPartRows, 0, kPartRows};
   for (const bool columnwise : {false, true}) {
     SCOPED_TRACE(columnwise);
@@ -250,7 +253,7 @@ TEST_F(CudaHugeTest, Grouped) {
   }
 }
 
-TEST_F(CudaHugeTest, Dequantize) {
+TEST_P(CudaHugeTest, Dequantize) {
   for (const bool swizzle : {false, true}) {
     SCOPED_TRACE(swizzle);
     const QuantizeParams params = {.scheme = Scheme::kPerToken, .swizzle = swizzle};
@@ -264,7 +267,7 @@ TEST_F(CudaHugeTest, Dequantize) {
 }
 
 // The whole against pieces of it that 32 bits count, added up, which is exact.
-TEST_F(CudaHugeTest, MeasureError) {
+TEST_P(CudaHugeTest, MeasureError) {
   const PackedTensor packed = *cuda_->Quantize({.scheme = Scheme::kPerToken}, x_);
   const ErrorStats whole = *cuda_->MeasureError(x_, packed.view());
   ErrorStats sum;
@@ -289,7 +292,7 @@ TEST_F(CudaHugeTest, MeasureError) {
   EXPECT_EQ(whole.cosine(), sum.cosine());
 }
 
-TEST_F(CudaHugeTest, PostScale) {
+TEST_P(CudaHugeTest, PostScale) {
   const std::vector<float> a = SyntheticValues(Distribution::kNormal, kRows, 2);
   const std::vector<float> b = SyntheticValues(Distribution::kNormal, kCols, 3);
   const auto* values = static_cast<const uint16_t*>(x_.data);
@@ -304,6 +307,8 @@ TEST_F(CudaHugeTest, PostScale) {
     EXPECT_TRUE(SameBytes(expected, Excerpt(d.data(), cols)));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Configs, CudaHugeTest, ::testing::Range(size_t{0}, MostConfigs()));
 
 }  // namespace
 }  // namespace nibble
