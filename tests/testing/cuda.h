@@ -111,13 +111,15 @@ inline bool DeviceHasFree(int64_t bytes) {
 }
 
 // Captures `launch` in a graph, calls `refresh` (which puts other data where the launch reads),
-// replays the graph and waits.
+// replays the graph and waits. On a stream of its own, or on `on`, which what launches is bound to.
 inline void ReplayFromGraph(const std::function<cudaError_t(cudaStream_t)>& launch,
-                            const std::function<void()>& refresh) {
-  cudaStream_t stream;
+                            const std::function<void()>& refresh, cudaStream_t on = nullptr) {
+  cudaStream_t stream = on;
   cudaGraph_t graph;
   cudaGraphExec_t executable;
-  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  if (on == nullptr) {
+    ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  }
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
   EXPECT_EQ(launch(stream), cudaSuccess);
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
@@ -128,7 +130,7 @@ inline void ReplayFromGraph(const std::function<cudaError_t(cudaStream_t)>& laun
   ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
+  if (on == nullptr) cudaStreamDestroy(stream);
 }
 
 // How many launch shapes the operation with the most of them has.

@@ -22,6 +22,7 @@ using ::nibble::testing::CudaTest;
 using ::nibble::testing::DeviceArray;
 using ::nibble::testing::IsError;
 using ::nibble::testing::kInputDTypes;
+using ::nibble::testing::ReplayFromGraph;
 using ::nibble::testing::SameBytes;
 
 class CudaInputSumsTest : public CudaTest {
@@ -85,19 +86,15 @@ TEST_F(CudaInputSumsTest, RunFromAGraph) {
     const MatrixView view = {x.get(), dtype, kTokens, kChannels};
     ASSERT_TRUE(sums->Add(view).ok());
     ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
-    ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), cudaSuccess);
-    EXPECT_TRUE(sums->Add(view).ok());
-    ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
-    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-    x.Set(second);
-    ASSERT_EQ(cudaGraphLaunch(executable, stream_), cudaSuccess);
+    ReplayFromGraph(
+        [&](cudaStream_t) {
+          EXPECT_TRUE(sums->Add(view).ok());
+          return cudaSuccess;
+        },
+        [&] { x.Set(second); }, stream_);
     auto result = sums->Result();
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_TRUE(InputCollector::Of(*std::move(result), kChannels, true) == expected);
-    cudaGraphExecDestroy(executable);
-    cudaGraphDestroy(graph);
   }
 }
 
