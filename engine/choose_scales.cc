@@ -10,19 +10,6 @@
 
 namespace nibble {
 
-MatrixShape MatrixShapeOf(const PlanRow& row) {
-  const std::vector<int64_t>& shape = row.tensor.shape;
-  switch (row.form) {
-    case WeightForm::kMatrix:
-      return {ElementCount(shape).value_or(0) / shape.back(), shape.back()};
-    case WeightForm::kExpertRows:
-      return {shape[1], shape[2]};
-    case WeightForm::kExpertColumns:
-      return {shape[2], shape[1]};
-  }
-  return {};
-}
-
 std::map<int, std::vector<const PlanRow*>> RowsByInputGroup(const Plan& plan) {
   std::map<int, std::vector<const PlanRow*>> groups;
   for (const PlanRow& row : plan.rows) {

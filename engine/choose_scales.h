@@ -19,12 +19,6 @@
 
 namespace nibble {
 
-// One matrix of a row that is to be quantized: rows x cols, blocks along the columns.
-struct MatrixShape {
-  int64_t rows = 0, cols = 0;
-};
-MatrixShape MatrixShapeOf(const PlanRow& row);
-
 // Where scales are chosen from.
 struct ScaleChoice {
   const Calibration* calibration = nullptr;  // none where null

@@ -66,10 +66,9 @@ SplitName SplitLast(const std::string& module) {
   return {module.substr(0, dot + 1), module.substr(dot + 1)};
 }
 
-absl::StatusOr<std::vector<OutputTensor>> ExpertRowsOutputs(const PlanRow& row,
-                                                            ExportFormat format) {
+absl::StatusOr<std::vector<OutputTensor>> ExpertsOutputs(const PlanRow& row, ExportFormat format) {
   const std::vector<int64_t>& shape = row.tensor.shape;
-  const int64_t experts = shape[0], rows = shape[1], cols = shape[2];
+  const auto [rows, cols] = MatrixShapeOf(row);
   const SplitName name = SplitLast(row.module);
   struct Half {
     std::string name;
@@ -87,7 +86,7 @@ absl::StatusOr<std::vector<OutputTensor>> ExpertRowsOutputs(const PlanRow& row,
   }
   const bool input_scale = row.treatment.activations.format != ActivationFormat::kNone;
   std::vector<OutputTensor> outputs;
-  for (int64_t e = 0; e < experts; ++e) {
+  for (int64_t e = 0; e < shape[0]; ++e) {
     for (const Half& half : halves) {
       OutputTensor like;
       like.expert = e;
@@ -111,9 +110,9 @@ absl::StatusOr<std::vector<OutputTensor>> OutputsOf(const PlanRow& row, ExportFo
   }
   const std::vector<int64_t>& shape = row.tensor.shape;
   NIBBLE_CHECK(shape.size() == (row.form == WeightForm::kMatrix ? 2 : 3));
-  const int64_t k = row.form == WeightForm::kExpertColumns ? shape[1] : shape.back();
+  const int64_t k = MatrixShapeOf(row).cols;
   NIBBLE_CHECK(k % kBlockSize == 0);
-  if (row.form == WeightForm::kExpertRows) return ExpertRowsOutputs(row, format);
+  if (SplitsExperts(row.form)) return ExpertsOutputs(row, format);
 
   const bool is_weight = row.tensor.name.ends_with(kWeight);
   const bool input_scale = row.treatment.activations.format != ActivationFormat::kNone;

@@ -35,7 +35,7 @@ enum class OutputPart : uint8_t {
 struct OutputTensor {
   ModelTensor tensor;
   OutputPart part = OutputPart::kCopy;
-  // Of WeightForm::kExpertRows: this expert's rows [row_begin, row_end) of its N.
+  // Where SplitsExperts(row.form): this expert's rows [row_begin, row_end) of its N.
   int64_t expert = -1;
   int64_t row_begin = 0, row_end = 0;
 
@@ -43,14 +43,14 @@ struct OutputTensor {
 };
 
 // In the order in which they are written: for each matrix its codes, block scales, global scale
-// and, unless weight-only, input scale. kExpertRows are written as matrices of their own,
-// "<experts>.<e>.gate_proj" and "up_proj" (the first and the second half of gate_up_proj) or
-// "<experts>.<e>.down_proj"; kExpertColumns as one tensor of the source's name and orientation,
-// packed along its middle axis, with "_weight_scale" and so on behind the name.
+// and, unless weight-only, input scale. kExpertRows and kTurnedExperts are written as matrices of
+// their own, "<experts>.<e>.gate_proj" and "up_proj" (the first and the second half of
+// gate_up_proj's outputs) or "<experts>.<e>.down_proj"; kExpertColumns as one tensor of the
+// source's name and orientation, packed along its middle axis, with "_weight_scale" and so on
+// behind the name.
 //
-// Unimplemented where the format cannot hold the row: compressed-tensors has no kExpertColumns. To
-// split those into matrices as well, one would have to know whether gate and up are halves
-// (Llama-4) or take turns (gpt-oss), and to split the biases beside them.
+// Unimplemented where the format cannot hold the row: compressed-tensors has no kExpertColumns,
+// which a plan for it has of gpt-oss alone, whose gate and up take turns and have biases.
 absl::StatusOr<std::vector<OutputTensor>> OutputsOf(const PlanRow& row, ExportFormat format);
 
 // The scalar that the format stores for a global amax: ExportableAmax / (6 * e4m3_max), 1 for an

@@ -385,6 +385,11 @@ class QuantizeJob {
     for (size_t i = 0; i < task.rows.size(); ++i) {
       const PlanRow& row = plan_.rows[task.rows[i]];
       const auto [n, k] = MatrixShapeOf(row);
+      if (row.form == WeightForm::kTurnedExperts) {
+        std::vector<std::byte> turned(slot.source[i].size());
+        Transpose(slot.source[i].data(), k, n, DTypeBytes(row.tensor.dtype), turned.data());
+        slot.source[i] = std::move(turned);
+      }
       views.push_back({slot.source[i].data(), row.tensor.dtype, n, k});
       const absl::Status status = calibrator->Collect(views.back(), backend);
       if (!status.ok()) return Annotate(status, PlaceOf(task.rows[i]));

@@ -89,7 +89,8 @@ class Maker {
       }
       return;
     }
-    // Source, codes and scales, and what a search finds: 9 bytes a block.
+    // Source (twice where it is turned), codes and scales, and what a search finds: 9 bytes a
+    // block.
     const auto held = [&](int64_t elements) {
       return elements * DTypeBytes(row.tensor.dtype) + elements / 2 + elements / kBlockSize * 10;
     };
@@ -97,14 +98,16 @@ class Maker {
     for (const int r : rows) weights += ElementsOf(plan_.rows[r].tensor);
     if (row.form == WeightForm::kMatrix) {
       add({.kind = QuantizeTask::kGroup, .rows = rows, .weights = weights, .bytes = held(weights)});
-    } else if (row.form == WeightForm::kExpertRows) {
+    } else if (SplitsExperts(row.form)) {
       const int64_t experts = row.tensor.shape[0];
+      const bool turned = row.form == WeightForm::kTurnedExperts;
       for (int64_t expert = 0; expert < experts; ++expert) {
         add({.kind = QuantizeTask::kExpert,
              .rows = rows,
              .expert = expert,
              .weights = weights / experts,
-             .bytes = held(weights / experts)});
+             .bytes = held(weights / experts) +
+                      (turned ? weights / experts * DTypeBytes(row.tensor.dtype) : 0)});
       }
     } else {  // an expert twice, the codes and scales of all
       add({.kind = QuantizeTask::kColumns,

@@ -827,24 +827,35 @@ absl::StatusOr<std::vector<std::byte>> ReadPart(const Place& place, uint64_t off
   return part;
 }
 
-// `rows` x K of the source from its element `source_begin` on, against those of the matrix from its
-// element `result_begin` on (counted in values).
-absl::Status AddErrors(const Place& source, int64_t source_begin, const Matrix& matrix,
-                       int64_t result_begin, int64_t rows, int64_t k, float multiplier,
+// One of the matrices that a tensor of the source became, and where in it it was.
+struct SourcePiece {
+  const Matrix* matrix;
+  int64_t source_begin;  // in values
+  int64_t rows, k;
+  // Where the source has [k, turned_rows] instead: rows of its transpose from first_row on.
+  int64_t turned_rows = 0, first_row = 0;
+};
+
+// Of expert `e` of a stack; 0 for a matrix.
+absl::Status AddErrors(const Place& source, const SourcePiece& piece, int64_t e, float multiplier,
                        Backend& backend, ErrorStats& stats) {
-  const size_t size = DTypeBytes(source.info->dtype);
-  const int64_t whole = matrix.columns ? rows : std::max<int64_t>(1, kReadBytes / (k * size));
+  const Matrix& matrix = *piece.matrix;
+  const int64_t k = piece.k, size = DTypeBytes(source.info->dtype);
+  const int64_t begin = piece.source_begin + e * piece.rows * k;
+  const bool turned = piece.turned_rows > 0;
+  const int64_t whole = turned ? piece.rows : std::max<int64_t>(1, kReadBytes / (k * size));
   const OuterScale outer = OuterScaleOf(multiplier);
-  for (int64_t row = 0; row < rows; row += whole) {
-    const int64_t n = std::min(whole, rows - row), from = result_begin + row * k;
+  for (int64_t row = 0; row < piece.rows; row += whole) {
+    const int64_t n = std::min(whole, piece.rows - row), from = e * piece.rows * k + row * k;
+    const int64_t source_rows = turned ? piece.turned_rows : n;
     NIBBLE_ASSIGN_OR_RETURN(std::vector<std::byte> x,
-                            ReadPart(source, (source_begin + row * k) * size, n * k * size));
+                            ReadPart(source, (begin + row * k) * size, source_rows * k * size));
     NIBBLE_ASSIGN_OR_RETURN(std::vector<std::byte> codes,
                             ReadPart(*matrix.codes, from / 2, n * k / 2));
     NIBBLE_ASSIGN_OR_RETURN(std::vector<std::byte> scales,
                             ReadPart(*matrix.scales, from / kBlock, n * k / kBlock));
+    if (turned) x = Transposed(x, source_rows, k, size);
     if (matrix.columns) {
-      x = Transposed(x, n, k, size);
       codes = Transposed(codes, n, k / 2, 1);
       scales = Transposed(scales, n, k / kBlock, 1);
     }
@@ -856,8 +867,8 @@ absl::Status AddErrors(const Place& source, int64_t source_begin, const Matrix& 
     packed.packed = reinterpret_cast<const uint8_t*>(codes.data());
     packed.scale = reinterpret_cast<const uint8_t*>(scales.data());
     packed.amax = &outer.amax;
-    NIBBLE_ASSIGN_OR_RETURN(const ErrorStats part,
-                            backend.MeasureError({x.data(), source.info->dtype, n, k}, packed));
+    const MatrixView view = {x.data() + piece.first_row * k * size, source.info->dtype, n, k};
+    NIBBLE_ASSIGN_OR_RETURN(const ErrorStats part, backend.MeasureError(view, packed));
     stats.Merge(part);
   }
   return absl::OkStatus();
@@ -885,40 +896,71 @@ void CompareCopy(const Place& source, const Place& result, Holes& holes) {
   }
 }
 
-// One of the matrices that a tensor of the source became, and where in it it was.
-struct SourcePiece {
-  const Matrix* matrix;
-  int64_t source_begin;  // in values
-  int64_t rows, k;
+// Experts of a tensor [E, a, b] that are matrices in the result, and how they are split there.
+struct SplitExperts {
+  std::string parent;  // "model.layers.0.mlp.experts."
+  std::vector<std::string> names;
 };
+SplitExperts SplitOf(const std::string& module) {
+  SplitExperts split = {ParentOf(module), {}};
+  const std::string last = module.substr(split.parent.size());
+  split.names = last == "gate_up_proj" ? std::vector<std::string>{"gate_proj", "up_proj"}
+                                       : std::vector<std::string>{last};
+  return split;
+}
+
+// Whether they were transposed, as the shape of the first of them tells; nullopt where it fits both
+// ways or neither.
+std::optional<bool> AreTurned(const TensorInfo& source, const SplitExperts& split,
+                              const Matrices& matrices) {
+  const std::vector<int64_t>& shape = source.shape;
+  const Matrix* first = matrices.Find(split.parent + "0." + split.names[0]);
+  if (shape.size() != 3 || first == nullptr || first->codes == nullptr) return std::nullopt;
+  const int64_t parts = static_cast<int64_t>(split.names.size());
+  const auto fits = [&](int64_t rows, int64_t k) {
+    return first->codes->info->shape == std::vector<int64_t>{rows / parts, k / 2};
+  };
+  const bool straight = fits(shape[1], shape[2]), turned = fits(shape[2], shape[1]);
+  if (straight == turned) return std::nullopt;
+  return turned;
+}
 
 // Nothing where the source's tensor is not quantized in the result.
-std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Matrices& matrices,
-                                  bool& complete) {
+std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Folder& folder,
+                                  const Matrices& matrices, bool& complete) {
   complete = true;
-  const bool is_weight = source.name.ends_with(".weight");
-  const std::string module =
-      is_weight ? source.name.substr(0, source.name.size() - 7) : source.name;
+  const std::string_view suffix = source.name.ends_with(".weight") ? ".weight" : "";
+  const std::string module = source.name.substr(0, source.name.size() - suffix.size());
   const std::vector<int64_t>& shape = source.shape;
   const Matrix* matrix = matrices.Find(module);
   if (matrix != nullptr && shape.size() == (matrix->columns ? 3u : 2u)) {
-    if (matrix->columns) return {{matrix, 0, shape[2], shape[1]}};
+    if (matrix->columns) return {{matrix, 0, shape[2], shape[1], shape[2]}};
     return {{matrix, 0, shape[0], shape[1]}};
   }
   if (shape.size() != 3) return {};
-  const std::string parent = ParentOf(module), last = module.substr(parent.size());
-  std::vector<std::string> names = {last};
-  if (last == "gate_up_proj") names = {"gate_proj", "up_proj"};
-  const int64_t rows = shape[1] / static_cast<int64_t>(names.size()), k = shape[2];
+  const SplitExperts split = SplitOf(module);
+  std::optional<bool> turned = AreTurned(source, split, matrices);
+  if (!turned) {  // a square: as its sibling is
+    const char* sibling = split.names.size() == 2 ? "down_proj" : "gate_up_proj";
+    const Place* other = folder.Find(absl::StrCat(split.parent, sibling, ToAbsl(suffix)));
+    if (other != nullptr) {
+      turned = AreTurned(*other->info, SplitOf(split.parent + sibling), matrices);
+    }
+  }
+  const int64_t n = shape[turned.value_or(false) ? 2 : 1],
+                k = shape[turned.value_or(false) ? 1 : 2];
+  const int64_t rows = n / static_cast<int64_t>(split.names.size());
   std::vector<SourcePiece> pieces;
   for (int64_t e = 0; e < shape[0]; ++e) {
-    for (size_t i = 0; i < names.size(); ++i) {
-      const Matrix* part = matrices.Find(absl::StrCat(parent, e, ".", names[i]));
-      const int64_t begin = (e * shape[1] + static_cast<int64_t>(i) * rows) * k;
+    for (size_t i = 0; i < split.names.size(); ++i) {
+      const Matrix* part = matrices.Find(absl::StrCat(split.parent, e, ".", split.names[i]));
+      const int64_t first_row = static_cast<int64_t>(i) * rows;
       if (part == nullptr) {
         complete = false;
+      } else if (turned.value_or(false)) {
+        pieces.push_back({part, e * n * k, rows, k, n, first_row});
       } else {
-        pieces.push_back({part, begin, rows, k});
+        pieces.push_back({part, (e * n + first_row) * k, rows, k});
       }
     }
   }
@@ -932,7 +974,7 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
   std::set<std::string> claimed, quantized;
   for (const auto& [name, place] : source.tensors) {
     bool complete = true;
-    const std::vector<SourcePiece> pieces = PiecesOf(*place.info, matrices, complete);
+    const std::vector<SourcePiece> pieces = PiecesOf(*place.info, source, matrices, complete);
     if (pieces.empty()) {
       const Place* copy = result.Find(name);
       if (copy == nullptr) {
@@ -964,10 +1006,9 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
       ErrorStats stats;
       absl::Status status;
       const float stored = matrix.stored[0], multiplier = modelopt ? stored : 1 / stored;
-      const int64_t stack = matrix.columns ? shape[0] : 1, size = piece.rows * piece.k;
+      const int64_t stack = matrix.columns ? shape[0] : 1;
       for (int64_t e = 0; e < stack && status.ok(); ++e) {
-        status = AddErrors(place, piece.source_begin + e * size, matrix, e * size, piece.rows,
-                           piece.k, multiplier, backend, stats);
+        status = AddErrors(place, piece, e, multiplier, backend, stats);
       }
       if (!status.ok()) {
         holes.Add("tensor ", Quoted(name), ": ", status.message());

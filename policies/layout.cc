@@ -183,7 +183,8 @@ bool IsTransposedMatrix(std::string_view model_type, std::string_view leaf) {
 
 }  // namespace
 
-LayoutReader::LayoutReader(const Model& model) : model_(model), layers_(model.layers) {
+LayoutReader::LayoutReader(const Model& model, ExportFormat format)
+    : model_(model), format_(format), layers_(model.layers) {
   by_name_.reserve(model.tensors.size());
   for (const ModelTensor& tensor : model.tensors) by_name_.emplace(tensor.name, &tensor);
   if (layers_ > 0) return;
@@ -306,20 +307,21 @@ void LayoutReader::ReadExperts3D(const ModelTensor& tensor, std::string_view lea
                                  " that does not tell which axis is its input's");
     return;
   }
-  const WeightForm form = by_partner ? *by_partner : *by_size;
-  if (form == WeightForm::kExpertRows && leaf == "gate_up_proj") {
-    if (shape[1] % 2 != 0) {
+  WeightForm form = by_partner ? *by_partner : *by_size;
+  const bool takes_turns = model_.model_type == "gpt_oss";  // even ones gate, odd ones up
+  if (form == WeightForm::kExpertColumns && !takes_turns &&
+      (format_ != ExportFormat::kModelopt || model_.model_type.starts_with("qwen3_vl_moe"))) {
+    form = WeightForm::kTurnedExperts;
+  }
+  if (SplitsExperts(form) && leaf == "gate_up_proj") {
+    if (shape[form == WeightForm::kExpertRows ? 1 : 2] % 2 != 0) {
       layout.reason = "a tensor of gate and up with an odd number of rows";
       return;
     }
-    if (model_.model_type == "gpt_oss") {
-      layout.reason = "a tensor of gate and up in turn";  // even rows gate, odd rows up
+    if (takes_turns) {
+      layout.reason = "a tensor of gate and up in turn";
       return;
     }
-  }
-  if (form == WeightForm::kExpertColumns && model_.model_type.starts_with("qwen3_vl_moe")) {
-    layout.reason = "experts of [inputs, outputs], which no loader of this model takes quantized";
-    return;
   }
   layout.quantizable = Quantizability::kLinear;
   layout.form = form;

@@ -49,8 +49,9 @@ struct TensorLayout {
 
 class LayoutReader {
  public:
-  // `model` outlives the reader.
-  explicit LayoutReader(const Model& model);
+  // `model` outlives the reader. The format of the result says whether experts [E, K, N] may stay
+  // one tensor.
+  LayoutReader(const Model& model, ExportFormat format);
 
   TensorLayout Read(const ModelTensor& tensor) const;
 
@@ -62,6 +63,7 @@ class LayoutReader {
   void ReadExperts3D(const ModelTensor& tensor, std::string_view leaf, TensorLayout& layout) const;
 
   const Model& model_;
+  const ExportFormat format_;
   int64_t layers_ = 0;
   std::unordered_map<std::string_view, const ModelTensor*> by_name_;
 };

@@ -151,7 +151,7 @@ int64_t QuantizedBytes(const TensorLayout& layout, const Treatment& treatment,
                        const std::string& leaf) {
   const int64_t elements = layout.matrices * layout.rows * layout.cols;
   int64_t written = 1;
-  if (layout.form == WeightForm::kExpertRows) {
+  if (SplitsExperts(layout.form)) {
     written = layout.matrices * (leaf == "gate_up_proj" ? 2 : 1);
   }
   const int64_t scalars = treatment.activations.format == ActivationFormat::kNone ? 1 : 2;
@@ -166,7 +166,7 @@ class Planner {
       : recipe_(recipe),
         model_(model),
         options_(options),
-        layouts_(model),
+        layouts_(model, recipe.output.format),
         rules_(recipe, layouts_.layers()) {}
 
   absl::StatusOr<Plan> Make() {
@@ -503,7 +503,7 @@ class Planner {
         const ModelTensor* other = layouts_.Find(absl::StrCat(row.module, suffix));
         if (other != nullptr) return twice(other->name);
       }
-      if (row.form == WeightForm::kExpertRows) {
+      if (SplitsExperts(row.form)) {
         const std::string parent =
             row.module.substr(0, row.module.size() - Components(row.module).back().size());
         for (const char* leaf : {"gate_proj", "up_proj", "down_proj"}) {
@@ -515,19 +515,31 @@ class Planner {
     return absl::OkStatus();
   }
 
-  // Experts of [E, K, N] stay one tensor, which only these models' loaders are known to read.
+  // Experts of [E, K, N] are one tensor or matrices of gate and up by what is known of llama4,
+  // gpt_oss and Qwen3-VL-MoE.
   void WarnOfColumns() {
-    if (model_.model_type.starts_with("llama4") || model_.model_type == "gpt_oss") return;
-    std::vector<std::string> names;
-    for (const PlanRow& row : plan_.rows) {
-      if (row.quantize && row.form == WeightForm::kExpertColumns) names.push_back(row.module);
+    for (const char* known : {"llama4", "gpt_oss", "qwen3_vl_moe"}) {
+      if (model_.model_type.starts_with(known)) return;
     }
+    std::vector<std::string> names;
+    WeightForm form = WeightForm::kMatrix;
+    for (const PlanRow& row : plan_.rows) {
+      if (!row.quantize ||
+          (row.form != WeightForm::kExpertColumns && row.form != WeightForm::kTurnedExperts)) {
+        continue;
+      }
+      names.push_back(row.module);
+      form = row.form;
+    }
+    const std::string_view how =
+        form == WeightForm::kExpertColumns
+            ? ": experts of [inputs, outputs] are written as one tensor, as of llama4 and gpt_oss; "
+              "loaders may want one tensor for each expert"
+            : ": experts of [inputs, outputs] are written as one tensor for each, gate taken for "
+              "the first half; the model may have gate and up in turn";
     for (const FoldedNames& fold : FoldNames(names)) {
-      plan_.warnings.push_back(absl::StrCat(
-          Printable(fold.text),
-          ": experts of [inputs, outputs] are written as one tensor, as of llama4 and gpt_oss; "
-          "loaders of model_type ",
-          Quoted(model_.model_type), " may want one tensor for each expert"));
+      plan_.warnings.push_back(absl::StrCat(Printable(fold.text), ToAbsl(how), " (model_type ",
+                                            Quoted(model_.model_type), ")"));
     }
   }
 
@@ -543,6 +555,20 @@ class Planner {
 };
 
 }  // namespace
+
+MatrixShape MatrixShapeOf(const PlanRow& row) {
+  const std::vector<int64_t>& shape = row.tensor.shape;
+  switch (row.form) {
+    case WeightForm::kMatrix:
+      return {ElementCount(shape).value_or(0) / shape.back(), shape.back()};
+    case WeightForm::kExpertRows:
+      return {shape[1], shape[2]};
+    case WeightForm::kTurnedExperts:
+    case WeightForm::kExpertColumns:
+      return {shape[2], shape[1]};
+  }
+  return {};
+}
 
 absl::StatusOr<Plan> MakePlan(const Recipe& recipe, const Model& model,
                               const PlanOptions& options) {

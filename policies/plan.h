@@ -21,11 +21,17 @@ namespace nibble {
 enum class WeightForm : uint8_t {
   kMatrix,         // [N, K]
   kExpertRows,     // [E, N, K]: exported as E (down_proj) or 2 E (gate_proj, up_proj) matrices
+  kTurnedExperts,  // [E, K, N]: likewise, each expert transposed
   kExpertColumns,  // [E, K, N], the orientation of batched products: stays one tensor, one scale
 };
 template <>
-inline constexpr std::array<std::string_view, 3> kEnumNames<WeightForm> = {"matrix", "expert_rows",
-                                                                           "expert_columns"};
+inline constexpr std::array<std::string_view, 4> kEnumNames<WeightForm> = {
+    "matrix", "expert_rows", "turned_experts", "expert_columns"};
+
+// Whether each expert becomes matrices of its own.
+constexpr bool SplitsExperts(WeightForm form) {
+  return form == WeightForm::kExpertRows || form == WeightForm::kTurnedExperts;
+}
 
 struct PlanRow {
   ModelTensor tensor;
@@ -48,7 +54,13 @@ struct PlanRow {
   friend bool operator==(const PlanRow&, const PlanRow&) = default;
 };
 
-// Rows that share one global amax (of WeightForm::kExpertRows: one for each expert). Each quantized
+// One matrix of a row that is to be quantized: rows x cols, blocks along the columns.
+struct MatrixShape {
+  int64_t rows = 0, cols = 0;
+};
+MatrixShape MatrixShapeOf(const PlanRow& row);
+
+// Rows that share one global amax (where SplitsExperts: one for each expert). Each quantized
 // row is in one group, if need be alone.
 struct FusedGroup {
   std::string name;       // "model.layers.0.self_attn.{q,k,v}_proj", or the module's where alone

@@ -108,6 +108,23 @@ TEST(OutputsOfTest, ExpertRowsBecomeMatrices) {
       absl::StatusCode::kInvalidArgument, "an even number of rows"));
 }
 
+TEST(OutputsOfTest, TurnedExpertsBecomeMatricesOfTheirOutputs) {
+  EXPECT_THAT(
+      Lines(OutputsOf(Row("m.experts.gate_up_proj", {1, 64, 96}, WeightForm::kTurnedExperts),
+                      kCompressedTensors)),
+      ElementsAre("m.experts.0.gate_proj.weight_packed U8 [48, 32]",
+                  "m.experts.0.gate_proj.weight_scale F8_E4M3 [48, 4]",
+                  "m.experts.0.gate_proj.weight_global_scale F32 [1]",
+                  "m.experts.0.gate_proj.input_global_scale F32 [1]",
+                  "m.experts.0.up_proj.weight_packed U8 [48, 32]",
+                  "m.experts.0.up_proj.weight_scale F8_E4M3 [48, 4]",
+                  "m.experts.0.up_proj.weight_global_scale F32 [1]",
+                  "m.experts.0.up_proj.input_global_scale F32 [1]"));
+  EXPECT_TRUE(IsError(
+      OutputsOf(Row("m.experts.gate_up_proj", {1, 64, 97}, WeightForm::kTurnedExperts), kModelopt),
+      absl::StatusCode::kInvalidArgument, "an even number of rows"));
+}
+
 TEST(OutputsOfTest, ExpertColumnsStayOneTensor) {
   const PlanRow row = Row("m.experts.gate_up_proj", {4, 64, 96}, WeightForm::kExpertColumns);
   EXPECT_THAT(Lines(OutputsOf(row, kModelopt)),

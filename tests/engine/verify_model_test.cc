@@ -53,7 +53,7 @@ ModelSize Sharded(int shards) {
 struct Case {
   const char* name;
   ModelOnPaper model;
-  bool columns = false;  // which compressed-tensors cannot hold
+  bool takes_turns = false;  // gate and up of experts: compressed-tensors cannot hold them
 };
 std::vector<Case> Cases() {
   ModelSize f16, f32;
@@ -61,6 +61,10 @@ std::vector<Case> Cases() {
   f32.dtype = DType::kF32;
   ModelSize k24;
   k24.intermediate = 24;
+  // As a ModelSize is, gate and up of all experts make squares.
+  ModelSize no_square, square_down;
+  no_square.expert_intermediate = 48;
+  square_down.expert_intermediate = square_down.hidden;
   std::vector<Case> cases = {
       {"llama", LlamaModel()},
       {"llama_in_5_shards", LlamaModel(Sharded(5))},
@@ -73,7 +77,10 @@ std::vector<Case> Cases() {
       {"mixtral", MixtralModel()},
       {"deepseek", DeepseekModel(Sharded(4))},
       {"odd_names", OddNamesModel()},
-      {"llama4", Llama4Model(), true},
+      {"llama4", Llama4Model()},
+      {"llama4_no_square", Llama4Model(no_square)},
+      {"llama4_square_down", Llama4Model(square_down)},
+      {"qwen3_vl_moe", Qwen3VlMoeModel(Sharded(3))},
       {"gpt_oss", GptOssModel(Sharded(2)), true},
   };
   cases.push_back({"zero_weight", LlamaModel()});
@@ -84,11 +91,12 @@ std::vector<Case> Cases() {
 TEST(VerifyModelTest, FindsNothingInWhatIsRight) {
   for (const Case& c : Cases()) {
     for (const ExportFormat format : {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
-      if (c.columns && format == ExportFormat::kCompressedTensors) continue;
+      if (c.takes_turns && format == ExportFormat::kCompressedTensors) continue;
       SCOPED_TRACE(absl::StrCat(c.name, " ", ToAbsl(NameOf(format))));
       const TempDir dir;
       WriteModelFolder(dir.path("in"), c.model);
-      WriteExport(dir.path("out"), c.model, PlanOnPaper(c.model), RecipeFor(format));
+      WriteExport(dir.path("out"), c.model, PlanOnPaper(c.model, {.format = format}),
+                  RecipeFor(format));
       const VerifyReport report = Verify(dir.path("out"), dir.path("in"));
       EXPECT_THAT(report.holes, IsEmpty());
       EXPECT_EQ(report.format, NameOf(format));
@@ -120,13 +128,15 @@ TEST(VerifyModelTest, LayersKeptWeightOnlyAndMixed) {
     for (const Plans& p : plans) {
       for (const ExportFormat format :
            {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
-        if (c.columns && format == ExportFormat::kCompressedTensors) continue;
+        if (c.takes_turns && format == ExportFormat::kCompressedTensors) continue;
         SCOPED_TRACE(absl::StrCat(c.name, " ", p.name, " ", ToAbsl(NameOf(format))));
         const TempDir dir;
         WriteModelFolder(dir.path("in"), c.model);
         Recipe recipe = RecipeFor(format);
         recipe.kv_cache = KvCacheFormat::kFp8;
-        WriteExport(dir.path("out"), c.model, PlanOnPaper(c.model, p.plan), recipe);
+        PaperPlan plan = p.plan;
+        plan.format = format;
+        WriteExport(dir.path("out"), c.model, PlanOnPaper(c.model, plan), recipe);
         const VerifyReport report = Verify(dir.path("out"), dir.path("in"));
         EXPECT_THAT(report.holes, IsEmpty());
         EXPECT_EQ(report.algorithm, p.algorithm);
@@ -147,14 +157,14 @@ TEST(VerifyModelTest, FindsNothingInPlansOfShippedRecipes) {
       ASSERT_TRUE(model.ok()) << model.status();
       auto recipe = FindRecipe(std::string(shipped.name));
       ASSERT_TRUE(recipe.ok()) << recipe.status();
-      const auto plan = MakePlan(*recipe, *model);
-      if (absl::IsInvalidArgument(plan.status())) continue;  // a model without experts
-      ASSERT_TRUE(plan.ok()) << plan.status();
       for (const ExportFormat format :
            {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
-        if (c.columns && format == ExportFormat::kCompressedTensors) continue;
+        if (c.takes_turns && format == ExportFormat::kCompressedTensors) continue;
         SCOPED_TRACE(absl::StrCat(ToAbsl(shipped.name), " ", c.name, " ", ToAbsl(NameOf(format))));
         recipe->output.format = format;
+        const auto plan = MakePlan(*recipe, *model);
+        if (absl::IsInvalidArgument(plan.status())) continue;  // a model without experts
+        ASSERT_TRUE(plan.ok()) << plan.status();
         fs::remove_all(dir.path("out"));
         WriteExport(dir.path("out"), c.model, *plan, *recipe);
         EXPECT_THAT(Verify(dir.path("out"), dir.path("in")).holes, IsEmpty());
@@ -196,7 +206,8 @@ TEST(VerifyModelTest, NoFolder) {
 class VerifyHolesTest : public ::testing::Test {
  protected:
   void Make(const ModelOnPaper& model, ExportFormat format = ExportFormat::kModelopt,
-            const PaperPlan& plan = {}) {
+            PaperPlan plan = {}) {
+    plan.format = format;
     fs::remove_all(dir_.path("in"));
     fs::remove_all(dir_.path("out"));
     WriteModelFolder(dir_.path("in"), model);

@@ -22,11 +22,12 @@ using Shape = std::vector<int64_t>;
 TensorLayout LayoutOf(const std::string& name, const Shape& shape, int64_t layers = 4,
                       const std::string& model_type = "") {
   const Model model = ModelMaker(model_type, layers, 64).Add(name, shape).Make();
-  return LayoutReader(model).Read(model.tensors.front());
+  return LayoutReader(model, ExportFormat::kModelopt).Read(model.tensors.front());
 }
 
-TensorLayout LayoutIn(const Model& model, const std::string& name) {
-  const LayoutReader reader(model);
+TensorLayout LayoutIn(const Model& model, const std::string& name,
+                      ExportFormat format = ExportFormat::kModelopt) {
+  const LayoutReader reader(model, format);
   const ModelTensor* tensor = reader.Find(name);
   EXPECT_NE(tensor, nullptr) << name;
   return tensor == nullptr ? TensorLayout() : reader.Read(*tensor);
@@ -98,7 +99,7 @@ TEST(LayoutTest, CountsLayersWhereTheConfigurationDoesNot) {
                           .Add("model.layers.9.mlp.up_proj.weight", {16, 16})
                           .Add("model.visual.blocks.30.attn.qkv.weight", {16, 16})
                           .Make();
-  EXPECT_EQ(LayoutReader(model).layers(), 10);
+  EXPECT_EQ(LayoutReader(model, ExportFormat::kModelopt).layers(), 10);
 }
 
 TEST(LayoutTest, TellsLinearLayersFromOthers) {
@@ -243,6 +244,42 @@ TensorLayout ExpertsOf(const Shape& gate_up, const Shape& down, int64_t hidden,
   return LayoutIn(model, "layers.0.mlp.experts." + leaf);
 }
 
+// Experts [E, K, N] are split where no loader takes them as one tensor.
+TEST(LayoutTest, TheFormatDecidesWhetherExpertsAreSplit) {
+  const std::string experts = "layers.0.mlp.experts.";
+  const struct {
+    const char* model_type;
+    WeightForm modelopt, compressed_tensors;
+  } kExpected[] = {{"llama4", WeightForm::kExpertColumns, WeightForm::kTurnedExperts},
+                   {"qwen3_vl_moe", WeightForm::kTurnedExperts, WeightForm::kTurnedExperts},
+                   {"gpt_oss", WeightForm::kExpertColumns, WeightForm::kExpertColumns}};
+  for (const auto& [model_type, modelopt, compressed_tensors] : kExpected) {
+    const Model model = ModelMaker(model_type, 1, 64)
+                            .Add(experts + "gate_up_proj", {4, 64, 96})
+                            .Add(experts + "down_proj", {4, 48, 64})
+                            .Make();
+    for (const char* leaf : {"gate_up_proj", "down_proj"}) {
+      const TensorLayout one = LayoutIn(model, experts + leaf);
+      const TensorLayout other = LayoutIn(model, experts + leaf, ExportFormat::kCompressedTensors);
+      EXPECT_EQ(one.form, modelopt) << model_type;
+      EXPECT_EQ(other.form, compressed_tensors) << model_type;
+      EXPECT_EQ(one.rows, leaf == std::string("down_proj") ? 64 : 96);
+      EXPECT_EQ(other.cols, leaf == std::string("down_proj") ? 48 : 64);
+    }
+  }
+  // Gate and up apart are one group once each expert has its own scale.
+  const Model apart = ModelMaker("", 1, 64)
+                          .Add(experts + "gate_proj", {4, 64, 48})
+                          .Add(experts + "up_proj", {4, 64, 48})
+                          .Make();
+  const auto group = [&](const char* leaf, ExportFormat format) {
+    return LayoutIn(apart, experts + leaf, format).fused_group;
+  };
+  EXPECT_EQ(group("gate_proj", ExportFormat::kModelopt), "");
+  EXPECT_EQ(group("gate_proj", ExportFormat::kCompressedTensors), experts + "{gate,up}_proj");
+  EXPECT_EQ(group("up_proj", ExportFormat::kCompressedTensors), experts + "{gate,up}_proj");
+}
+
 TEST(LayoutTest, SquareExpertsAreToldByTheirPartner) {
   // 2F = H: gate_up is a square both ways.
   for (const char* leaf : {"gate_up_proj", "down_proj"}) {
@@ -269,6 +306,8 @@ TEST(LayoutTest, DoesNotGuessTheOrientationOfExperts) {
   unknown(ExpertsOf({2, 96, 64}, {2, 64, 48}, 96, "gate_up_proj"));
   // Odd rows of gate and up; rows in turn.
   EXPECT_THAT(unknown(ExpertsOf({2, 95, 64}, {2, 64, 47}, 64, "gate_up_proj")), HasSubstr("odd"));
+  EXPECT_THAT(unknown(ExpertsOf({2, 64, 95}, {2, 47, 64}, 64, "gate_up_proj", "qwen3_vl_moe")),
+              HasSubstr("odd"));
   EXPECT_THAT(unknown(ExpertsOf({2, 96, 64}, {2, 64, 48}, 64, "gate_up_proj", "gpt_oss")),
               HasSubstr("in turn"));
   // Projections of other names.

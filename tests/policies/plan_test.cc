@@ -213,22 +213,34 @@ TEST(PlanTest, OtherColumnsOfExpertsAreSaidToBeUnusual) {
   ModelMaker maker("unheard_of", 1, 64);
   maker.Add("layers.0.mlp.experts.gate_up_proj", {4, 64, 96});
   maker.Add("layers.0.mlp.experts.down_proj", {4, 48, 64});
-  const Plan plan = PlanOf(DefaultRecipe(), maker.Make());
+  Recipe recipe = DefaultRecipe();
+  const Plan plan = PlanOf(recipe, maker.Make());
   EXPECT_THAT(plan.warnings,
-              ElementsAre(HasSubstr("experts.down_proj: experts of [inputs, outputs]"),
+              ElementsAre(HasSubstr("experts.down_proj: experts of [inputs, outputs] are written "
+                                    "as one tensor, as of llama4"),
                           HasSubstr("experts.gate_up_proj: experts of [inputs,")));
   EXPECT_EQ(Quantized(plan).size(), 2u);
+  recipe.output.format = ExportFormat::kCompressedTensors;
+  EXPECT_THAT(PlanOf(recipe, maker.Make()).warnings,
+              Each(HasSubstr("as one tensor for each, gate taken for the first half")));
 }
 
-TEST(PlanTest, ColumnsOfExpertsThatNoLoaderTakesAreKept) {
+// Experts [E, K, N] of which each becomes matrices of its own: bytes, names that they must not
+// meet.
+TEST(PlanTest, TurnedExpertsAreCountedAsMatrices) {
   ModelMaker maker("qwen3_vl_moe", 1, 64);
   maker.Add("layers.0.mlp.experts.gate_up_proj", {4, 64, 96});
   maker.Add("layers.0.mlp.experts.down_proj", {4, 48, 64});
-  maker.Add("layers.0.self_attn.o_proj.weight", {64, 64});
   const Plan plan = PlanOf(DefaultRecipe(), maker.Make());
-  EXPECT_THAT(plan.warnings, Each(HasSubstr("which no loader of this model takes quantized")));
-  EXPECT_EQ(plan.warnings.size(), 2u);
-  EXPECT_THAT(Quantized(plan), ElementsAre("layers.0.self_attn.o_proj.weight"));
+  EXPECT_THAT(plan.warnings, IsEmpty());
+  const PlanRow& gate_up = RowOf(plan, "layers.0.mlp.experts.gate_up_proj");
+  EXPECT_EQ(gate_up.form, WeightForm::kTurnedExperts);
+  EXPECT_EQ(gate_up.bytes_after, 4 * 64 * 96 * 9 / 16 + 4 * 2 * 2 * 4);
+  EXPECT_EQ(RowOf(plan, "layers.0.mlp.experts.down_proj").bytes_after,
+            4 * 48 * 64 * 9 / 16 + 4 * 2 * 4);
+  maker.Add("layers.0.mlp.experts.0.up_proj.weight", {48, 64});
+  EXPECT_TRUE(IsError(MakePlan(DefaultRecipe(), maker.Make()), absl::StatusCode::kDataLoss,
+                      "expected one tensor for each name of the result"));
 }
 
 // --- Rules --------------------------------------------------------------------------------------

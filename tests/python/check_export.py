@@ -376,24 +376,39 @@ class Checker:
         self.expect(worst < 1e-5, f"{module}: a value {worst:.3g} steps beyond its nearest code")
         return error, norm
 
+    def are_turned(self, parent, source, matrices):
+        """Whether experts of [E, K, N] became matrices [N, K], by any tensor that is no square."""
+        for name, tensor in source.items():
+            module = name.removesuffix(".weight")
+            if module.rpartition(".")[0] != parent or len(tensor.shape) != 3:
+                continue
+            last = module.rpartition(".")[2]
+            parts, first = (2, "gate_proj") if last == "gate_up_proj" else (1, last)
+            found = matrices.get(f"{parent}.0.{first}")
+            _, a, b = tensor.shape
+            if found and "codes" in found and a != b:
+                return found["codes"].shape == [b // parts, a // 2]
+        return False
+
     def check_against(self, source, result, used, matrices, max_scales, errors):
         claimed = set(used)
         for name, tensor in source.items():
             module = name.removesuffix(".weight")
             parent, _, last = module.rpartition(".")
-            pieces = []  # (module, rows, k, first value in the source, stack)
-            shape = tensor.shape
+            pieces = []  # (module, rows, k, first value in the source)
+            shape, turned = tensor.shape, False
             if module in matrices and matrices[module]["columns"]:
                 pieces = [(module, shape[2], shape[1], e * shape[1] * shape[2]) for e in range(shape[0])]
             elif module in matrices:
                 pieces = [(module, shape[0], shape[1], 0)]
             elif name not in result and len(shape) == 3:
                 names = ["gate_proj", "up_proj"] if last == "gate_up_proj" else [last]
-                rows = shape[1] // len(names)
+                turned = self.are_turned(parent, source, matrices)
+                n, k = (shape[2], shape[1]) if turned else (shape[1], shape[2])
+                rows = n // len(names)
                 for e in range(shape[0]):
-                    for i, n in enumerate(names):
-                        pieces.append((f"{parent}.{e}.{n}", rows, shape[2],
-                                       (e * shape[1] + i * rows) * shape[2]))
+                    for i, part in enumerate(names):
+                        pieces.append((f"{parent}.{e}.{part}", rows, k, (e * n + i * rows) * k))
             if not pieces:
                 if self.expect(name in result, f"{name}: missing"):
                     copy = result[name]
@@ -402,6 +417,9 @@ class Checker:
                     claimed.add(name)
                 continue
             floats = tensor.floats()
+            if turned:  # [E, K, N] becomes [E, N, K]
+                floats = [floats[(e * k + j) * n + i]
+                          for e in range(shape[0]) for i in range(n) for j in range(k)]
             for piece, rows, k, first in pieces:
                 m = matrices.get(piece)
                 if not self.expect(m and m.get("multiplier"), f"{piece}: missing"):

@@ -73,17 +73,25 @@ def close(theirs, ours, what, problems):
     return apart
 
 
+def auto_class(folder):
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text())
+    beside = config["architectures"][0].endswith("ForConditionalGeneration")
+    return transformers.AutoModelForImageTextToText if beside else transformers.AutoModelForCausalLM
+
+
 def check_dequantized(folder, tensors, expected, problems, notes):
     """The model in fp32, its weights dequantized while they are loaded."""
     import transformers
 
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    model, info = auto_class(folder).from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True,
         quantization_config=transformers.CompressedTensorsConfig(dequantize=True))
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # Nothing reads the scales of inputs here, nor layers of speculative decoding.
         keys = [k for k in map(str, info[kind]) if not k.endswith("input_global_scale")]
-        keys = [k for k in keys if not is_beyond_layers(k, model.config)]
+        keys = [k for k in keys if not is_elsewhere(k, model.config)]
         if keys:
             problems.append(f"transformers: {kind}: {keys[:4]} of {len(keys)}")
     state = model.state_dict()
@@ -100,12 +108,12 @@ def check_dequantized(folder, tensors, expected, problems, notes):
             name = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(found[3], found[3])
             experts.setdefault((container, int(found[2])), {})[name] = (
                 ours, tensors[module + ".weight_global_scale"])
-        elif not is_beyond_layers(module, model.config):
+        elif not is_elsewhere(module, model.config):
             problems.append(f"{module}: transformers' model has none")
     unscaled = 0
     for (container, expert), parts in experts.items():
         if container + "down_proj" not in state:
-            if not is_beyond_layers(container, model.config):
+            if not is_elsewhere(container, model.config):
                 problems.append(f"{container}{expert}: transformers' model has none")
             continue
         gate_up, down = state[container + "gate_up_proj"][expert], state[container + "down_proj"][expert]
@@ -122,7 +130,7 @@ def check_dequantized(folder, tensors, expected, problems, notes):
         notes.append(f"{unscaled} tensors of experts without their global scale (transformers#48372)")
     if compared == 0:
         problems.append("transformers: nothing to compare")
-    check_logits(model, problems)
+    check_logits(model.float(), problems)  # a text_config may ask for a type of its own
     notes.append(f"transformers within {max(apart):.3g} ({compared} compared)")
 
 
@@ -130,12 +138,12 @@ def check_quantized(folder, problems):
     """The model as it is stored: every scale of weights and inputs has its place."""
     import transformers
 
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    model, info = auto_class(folder).from_pretrained(
         folder, dtype=torch.bfloat16, output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # Modules of experts are no linear layers of transformers, so their scales have no place.
         keys = [k for k in map(str, info[kind])
-                if ".experts" not in k and not is_beyond_layers(k, model.config)]
+                if ".experts" not in k and not is_elsewhere(k, model.config)]
         if keys:
             problems.append(f"transformers, quantized: {kind}: {keys[:4]} of {len(keys)}")
     if not any(".experts" in k for k in map(str, info["missing_keys"])):
@@ -149,9 +157,11 @@ def check_logits(model, problems):
         problems.append("transformers: logits are not finite")
 
 
-def is_beyond_layers(name, config):
+def is_elsewhere(name, config):
+    """Of layers of speculative decoding, and of towers, of which made-up folders have a part only."""
     found = re.search(r"\blayers\.(\d+)\.", name)
-    return found is not None and int(found[1]) >= config.num_hidden_layers
+    beyond = found is not None and int(found[1]) >= config.get_text_config().num_hidden_layers
+    return beyond or re.search(r"vis(ion|ual)|multi_modal_projector", name) is not None
 
 
 def main():

@@ -75,6 +75,7 @@ def compare(gguf, path, folder, problems):
     theirs = {tensor.name: tensor for tensor in reader.tensors}
     kind = next(k for k, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture)
     names = gguf.get_tensor_name_map(kind, reader.fields[f"{architecture}.block_count"].contents())
+    config = config.get("text_config", config)
     heads = {"q_proj": config["num_attention_heads"],
              "k_proj": config.get("num_key_value_heads", config["num_attention_heads"])}
     unseen = set(theirs)
@@ -82,6 +83,8 @@ def compare(gguf, path, folder, problems):
     def name_of(name):
         # A layer's experts are one tensor there.
         name = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        name = re.sub(r"^(language_model\.(?=model|lm_head)|model\.(?=language_model))", "", name)
+        name = name.replace("language_model.", "model.", 1)
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         return names.get_name(name, (".weight", ".bias"))
 
@@ -125,6 +128,8 @@ def compare(gguf, path, folder, problems):
             problems.append(f"{module}: another input scale")
     kept = kept_tensors(tensors, modelopt)
     for original, tensor in halves(kept).items():
+        if re.search(r"vis(ion|ual)|multi_modal_projector", original):
+            continue  # goes into a file of its own
         layer = re.search(r"\blayers\.(\d+)\.", original)
         if layer and int(layer[1]) >= config["num_hidden_layers"]:
             continue  # of speculative decoding, which the converter leaves out
@@ -167,7 +172,7 @@ def main():
             try:
                 convert(args.llama_cpp, folder, out)
                 text = compare(gguf, out, folder, problems)
-            except Exception as error:  # what the converter raises is its own affair
+            except (Exception, SystemExit) as error:  # what the converter raises is its own affair
                 problems.append(f"{type(error).__name__}: {str(error)[:300]}")
         failed |= report(folder, text, problems)
     return 1 if failed else 0

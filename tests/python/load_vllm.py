@@ -74,12 +74,20 @@ def same(a, b):
         a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
 
 
+def rename(name, prefixes):
+    """A name on disk as the model's own: "model.language_model.a" -> "language_model.model.a"."""
+    found = next((p for p in prefixes if name.startswith(p)), "")
+    return (prefixes[found] or "") + name.removeprefix(found) if found else name
+
+
 class Comparison:
     def __init__(self, folder, model, config):
         quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
         self.parts = PARTS[quantization["quant_method"]]
         modelopt_format = quantization["quant_method"] == "modelopt"
-        self.tensors = load(folder)
+        mapper = getattr(model, "hf_to_vllm_mapper", None)
+        prefixes = getattr(mapper, "orig_to_new_prefix", None) or {}
+        self.tensors = {rename(name, prefixes): tensor for name, tensor in load(folder).items()}
         self.quantized = set(expected_values(self.tensors, modelopt_format))
         self.kept = kept_tensors(self.tensors, modelopt_format)
         self.packed = getattr(model, "packed_modules_mapping", {})
@@ -95,7 +103,7 @@ class Comparison:
         """A tensor of the folder, with the rows of q and k in the order that Llama-4 has in vLLM."""
         tensor = self.tensors[name]
         found = re.search(r"^language_model\..*\.(q|k)_proj\.weight", name)
-        if self.config.model_config.hf_config.model_type != "llama4" or not found or not tensor.dim():
+        if self.config.model_config.hf_config.model_type != "llama4" or not found or tensor.dim() < 2:
             return tensor
         text = self.config.model_config.hf_text_config
         heads = text.num_attention_heads if found[1] == "q" else text.num_key_value_heads
@@ -131,6 +139,8 @@ class Comparison:
             return
         widths = getattr(layer, "output_partition_sizes", None) or [len(getattr(
             layer, packed if in_model else "weight"))]
+        if len(members) == 1:  # fused on disk already
+            widths = [sum(widths)]
         if len(widths) != len(members):
             self.problems.append(f"{name}: {len(widths)} parts for {members}")
             return

@@ -2,6 +2,7 @@
 // tests makes of it under DIR/modelopt and DIR/compressed-tensors: food for load_export.py.
 #include <cstdio>
 
+#include "gtest/gtest.h"
 #include "tests/testing/model_folders.h"
 #include "tests/testing/reference_export.h"
 
@@ -30,19 +31,19 @@ int main(int argc, char** argv) {
       {"llama", LlamaModel(sharded)},        {"tied", LlamaModel(size, /*tied=*/true)},
       {"qwen3_moe", Qwen3MoeModel(sharded)}, {"expert_rows", expert_rows},
       {"mixtral", MixtralModel(size)},       {"deepseek", DeepseekModel(sharded)},
-      {"llama4", Llama4Model(size)},         {"gpt_oss", GptOssModel(size)},
-      {"odd_names", OddNamesModel(size)},
+      {"llama4", Llama4Model(size)},         {"qwen3_vl_moe", Qwen3VlMoeModel(size)},
+      {"gpt_oss", GptOssModel(size)},        {"odd_names", OddNamesModel(size)},
   };
   for (const auto& [name, model] : models) {
     const std::string root = argv[1];
     WriteModelFolder(root + "/source/" + name, model);
     for (const ExportFormat format : {ExportFormat::kModelopt, ExportFormat::kCompressedTensors}) {
-      const bool columns = std::string(name) == "llama4" || std::string(name) == "gpt_oss";
-      if (columns && format == ExportFormat::kCompressedTensors) continue;
+      const bool takes_turns = std::string(name) == "gpt_oss";
+      if (takes_turns && format == ExportFormat::kCompressedTensors) continue;
       Recipe recipe;
       recipe.output.format = format;
-      WriteExport(root + "/" + std::string(NameOf(format)) + "/" + name, model, PlanOnPaper(model),
-                  recipe);
+      WriteExport(root + "/" + std::string(NameOf(format)) + "/" + name, model,
+                  PlanOnPaper(model, {.format = format}), recipe);
     }
   }
   return ::testing::Test::HasFailure() ? 1 : 0;

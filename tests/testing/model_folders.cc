@@ -175,6 +175,39 @@ ModelOnPaper ExpertRowsModel(const ModelSize& s) {
   return model;
 }
 
+ModelOnPaper Qwen3VlMoeModel(const ModelSize& s) {
+  ModelOnPaper model;
+  nlohmann::ordered_json text = Config(s, "qwen3_vl_moe_text", "Qwen3VLMoeForCausalLM");
+  text["num_experts"] = s.experts;
+  text["num_experts_per_tok"] = 2;
+  text["moe_intermediate_size"] = s.expert_intermediate;
+  text["norm_topk_prob"] = true;
+  text["decoder_sparse_step"] = 1;
+  text["mlp_only_layers"] = nlohmann::ordered_json::array();
+  model.config["architectures"] = {"Qwen3VLMoeForConditionalGeneration"};
+  model.config["model_type"] = "qwen3_vl_moe";
+  model.config["text_config"] = text;
+  model.config["vision_config"] = {{"model_type", "qwen3_vl_moe"}, {"hidden_size", 32}};
+  model.config["tie_word_embeddings"] = false;
+  model.shards = s.shards;
+  AddEnds(model, s, "model.language_model", "lm_head");
+  for (int64_t i = 0; i < s.layers; ++i) {
+    const std::string p = Layer("model.language_model", i);
+    AddAttention(model, s, p);
+    for (const char* name : {"q_norm", "k_norm"}) {
+      model.AddOnes(absl::StrCat(p, ".self_attn.", name, ".weight"), {s.head()}, s.dtype);
+    }
+    model.AddWeight(p + ".mlp.gate.weight", {s.experts, s.hidden}, s.dtype);
+    model.AddWeight(p + ".mlp.experts.gate_up_proj",
+                    {s.experts, s.hidden, 2 * s.expert_intermediate}, s.dtype);
+    model.AddWeight(p + ".mlp.experts.down_proj", {s.experts, s.expert_intermediate, s.hidden},
+                    s.dtype);
+    AddNorms(model, s, p);
+  }
+  model.AddWeight("model.visual.blocks.0.attn.qkv.weight", {96, 32}, s.dtype);
+  return model;
+}
+
 ModelOnPaper Llama4Model(const ModelSize& s) {
   ModelOnPaper model;
   nlohmann::ordered_json text = Config(s, "llama4_text", "Llama4ForCausalLM");

@@ -49,6 +49,8 @@ ModelOnPaper Qwen3MoeModel(const ModelSize& s = {});
 ModelOnPaper ExpertRowsModel(const ModelSize& s = {});
 
 // Llama-4: [E, H, 2F] and [E, F, H]; a text model inside a wrapper, with a vision tower.
+// Qwen3-VL-MoE as it first came: experts [E, K, N] in two tensors a layer, a tower beside.
+ModelOnPaper Qwen3VlMoeModel(const ModelSize& s = {});
 ModelOnPaper Llama4Model(const ModelSize& s = {});
 
 // gpt-oss, in bf16: the orientation of Llama-4, gate and up taking turns, and biases.

@@ -107,16 +107,18 @@ Plan PlanOnPaper(const ModelOnPaper& model, const PaperPlan& options) {
     row.layer = LayerOf(row.module);
     row.kind = KindOf(row.module, row.layer, layers);
     const bool stacked = row.kind == ModuleKind::kExpert && tensor.shape.size() == 3;
-    row.form = !stacked                                ? WeightForm::kMatrix
-               : type == "llama4" || type == "gpt_oss" ? WeightForm::kExpertColumns
-                                                       : WeightForm::kExpertRows;
+    const bool one_tensor =
+        type == "gpt_oss" || (type == "llama4" && options.format == ExportFormat::kModelopt);
+    row.form = !stacked                                     ? WeightForm::kMatrix
+               : one_tensor                                 ? WeightForm::kExpertColumns
+               : type == "llama4" || type == "qwen3_vl_moe" ? WeightForm::kTurnedExperts
+                                                            : WeightForm::kExpertRows;
     const bool is_matrix = is_weight && tensor.shape.size() == 2;
     const bool is_right_kind = row.kind == ModuleKind::kAttention || row.kind == ModuleKind::kMlp ||
                                row.kind == ModuleKind::kExpert ||
                                row.kind == ModuleKind::kSharedExpert;
-    const int64_t k = !is_matrix && !stacked                   ? 1
-                      : row.form == WeightForm::kExpertColumns ? tensor.shape[1]
-                                                               : tensor.shape.back();
+    const bool straight = row.form == WeightForm::kMatrix || row.form == WeightForm::kExpertRows;
+    const int64_t k = !is_matrix && !stacked ? 1 : straight ? tensor.shape.back() : tensor.shape[1];
     row.quantize = is_right_kind && k % 16 == 0 && !options.keep(row.module);
     if (row.quantize) {
       if (options.weight_only(row.module)) {
@@ -142,7 +144,7 @@ std::vector<Tensor> ExportOnPaper(const ModelOnPaper& model, const Plan& plan,
   for (const Tensor& tensor : model.tensors) sources[tensor.name] = &tensor;
   std::vector<float> amax(plan.groups.size(), 0);
   for (const PlanRow& row : plan.rows) {
-    if (!row.quantize || row.form == WeightForm::kExpertRows) continue;
+    if (!row.quantize || SplitsExperts(row.form)) continue;
     amax[row.group] = std::max(amax[row.group], AmaxOf(*sources.at(row.tensor.name), *backend));
   }
   std::vector<Tensor> results;
@@ -168,18 +170,20 @@ std::vector<Tensor> ExportOnPaper(const ModelOnPaper& model, const Plan& plan,
           if (row.form == WeightForm::kMatrix) {
             g = amax[row.group];
             encoded = Encode(source.view(), g, *backend);
-          } else if (row.form == WeightForm::kExpertRows) {
-            const int64_t row_bytes = shape[2] * size, first = output.expert * shape[1];
-            const Tensor whole = {
-                "",
-                source.dtype,
-                {shape[1], shape[2]},
-                Part(source.bytes, first * row_bytes, (first + shape[1]) * row_bytes)};
+          } else if (SplitsExperts(row.form)) {
+            const bool turned = row.form == WeightForm::kTurnedExperts;
+            const int64_t n = shape[turned ? 2 : 1], k = shape[turned ? 1 : 2];
+            const int64_t bytes = n * k * size, row_bytes = k * size;
+            Tensor whole = {"",
+                            source.dtype,
+                            {n, k},
+                            Part(source.bytes, output.expert * bytes, (output.expert + 1) * bytes)};
+            if (turned) whole.bytes = Transposed(whole.bytes, n, k, size);
             g = AmaxOf(whole, *backend);
             const Tensor part = {
                 "",
                 source.dtype,
-                {output.row_end - output.row_begin, shape[2]},
+                {output.row_end - output.row_begin, k},
                 Part(whole.bytes, output.row_begin * row_bytes, output.row_end * row_bytes)};
             encoded = Encode(part.view(), g, *backend);
           } else {

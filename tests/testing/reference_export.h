@@ -27,6 +27,7 @@ struct PaperPlan {
   std::function<bool(const std::string& module)> weight_only = [](const std::string&) {
     return false;
   };
+  ExportFormat format = ExportFormat::kModelopt;  // decides what becomes of experts [E, K, N]
 };
 
 Plan PlanOnPaper(const ModelOnPaper& model, const PaperPlan& options = {});
