@@ -80,14 +80,17 @@ class CudaInputSums final : public InputSums {
 
   absl::StatusOr<InputSumsResult> Result() override {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
-    InputSumsResult result;
-    const auto totals = std::make_unique<InputTotals>();
-    NIBBLE_RETURN_IF_ERROR(totals_->CopyTo(totals.get()));
+    const int64_t digits = entries_ * kWindowDigits;
+    NIBBLE_ASSIGN_OR_RETURN(
+        char* const room,
+        scratch_->HostRoom(sizeof(InputTotals) + digits * sizeof(int64_t) + entries_));
+    const auto* const totals = reinterpret_cast<const InputTotals*>(room);
+    NIBBLE_RETURN_IF_ERROR(totals_->CopyTo(room));
+    const auto* const digit = reinterpret_cast<const int64_t*>(room + sizeof(InputTotals));
+    const auto* const top = reinterpret_cast<const uint8_t*>(digit + digits);
     if (entries_ > 0) {
-      result.digits.resize(entries_ * kWindowDigits);
-      result.top.resize(entries_);
-      NIBBLE_RETURN_IF_ERROR(digits_->CopyTo(result.digits.data()));
-      NIBBLE_RETURN_IF_ERROR(top_->CopyTo(result.top.data()));
+      NIBBLE_RETURN_IF_ERROR(digits_->CopyTo(room + sizeof(InputTotals)));
+      NIBBLE_RETURN_IF_ERROR(top_->CopyTo(room + sizeof(InputTotals) + digits * sizeof(int64_t)));
     }
     NIBBLE_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream_), "synchronization"));
     const NonFiniteCounts& bad = totals->non_finite;
@@ -102,8 +105,11 @@ class CudaInputSums final : public InputSums {
           absl::StrCat("hessian: expected sums of at most ", kFloatMax, ", got more in slice ",
                        channels_ / kBlockSize - totals->bad_slice));
     }
+    InputSumsResult result;
     result.tokens = tokens_;
     result.units = units_;
+    result.digits.assign(digit, digit + digits);
+    result.top.assign(top, top + entries_);
     result.amax = FloatFromBits(totals->amax);
     result.bins.assign(std::begin(totals->bins), std::end(totals->bins));
     return result;
@@ -139,6 +145,18 @@ absl::StatusOr<char*> InputScratch::Room(int64_t bytes, cudaStream_t stream) {
     stream_ = stream;
   }
   return memory_->get();
+}
+
+absl::StatusOr<char*> InputScratch::HostRoom(int64_t bytes) {
+  if (host_bytes_ < bytes) {
+    host_.reset();
+    host_bytes_ = 0;
+    void* memory = nullptr;
+    NIBBLE_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&memory, bytes, 0), "pinned host memory"));
+    host_.reset(static_cast<char*>(memory));
+    host_bytes_ = bytes;
+  }
+  return host_.get();
 }
 
 absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(

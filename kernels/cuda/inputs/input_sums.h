@@ -20,10 +20,17 @@ class InputScratch {
  public:
   // Until the next call; bytes that nothing else is done with but in the order of `stream`.
   absl::StatusOr<char*> Room(int64_t bytes, cudaStream_t stream);
+  // Host memory that the device copies to without help, until the next call.
+  absl::StatusOr<char*> HostRoom(int64_t bytes);
 
  private:
+  struct FreeHost {
+    void operator()(char* memory) const { cudaFreeHost(memory); }
+  };
   std::optional<DeviceBuffer<char>> memory_;
   cudaStream_t stream_ = nullptr;
+  std::unique_ptr<char, FreeHost> host_;
+  int64_t host_bytes_ = 0;
 };
 
 // For inputs in the memory of the device, which is made the current one. The picks and the stream
