@@ -23,6 +23,7 @@ constexpr int64_t kTileTokens = 512, kTileOutputs = 256, kLeastTileOutputs = 128
 constexpr int64_t kManyTiles = 16, kPanelsForThread = 4;
 constexpr int64_t kQueryRows = 64;             // of attention
 constexpr int64_t kElementsInPiece = 1 << 15;  // of elementwise work
+constexpr int64_t kColumnsInPiece = 128;       // of rows that may repeat
 constexpr int kSumLanes = 16;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -274,10 +275,13 @@ class CpuOps final : public LayerOps {
 
   absl::Status AddScaledRows(const DeviceMatrix& x, std::span<const int64_t> rows,
                              std::span<const float> weights, const DeviceMatrix& out) override {
-    ForRows(x, [&](int64_t row) {
-      const float* in = Floats(x) + row * x.cols;
-      float* to = Floats(out) + rows[row] * x.cols;
-      for (int64_t i = 0; i < x.cols; ++i) to[i] += weights[row] * in[i];
+    // By columns, since rows may repeat.
+    pool_.ParallelFor(x.cols, kColumnsInPiece, [&](int64_t begin, int64_t end) {
+      for (int64_t row = 0; row < x.rows; ++row) {
+        const float* in = Floats(x) + row * x.cols;
+        float* to = Floats(out) + rows[row] * x.cols;
+        for (int64_t i = begin; i < end; ++i) to[i] += weights[row] * in[i];
+      }
     });
     return absl::OkStatus();
   }

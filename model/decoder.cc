@@ -23,6 +23,9 @@ constexpr int64_t kScanPiece = 1 << 18;  // elements
 constexpr int64_t kEmbedTokens = 1024;
 constexpr int64_t kNoLayer = -1;  // next_layer() of states that a failed run left
 
+// A slice of this many columns begins where a product's operand may, whatever its first row.
+constexpr int64_t kAlignedColumns = 128;
+
 // Consecutive whole sequences.
 struct Batch {
   int64_t first = 0, tokens = 0;  // of the set
@@ -81,6 +84,36 @@ struct Rows {
   bool routed = true;
 };
 
+// What an expert gets of a batch.
+struct ExpertShare {
+  int64_t expert = 0;
+  bool routed = true;  // else what routing sent elsewhere
+  std::vector<int64_t> rows = {};
+  std::vector<float> weights = {};  // of what is routed
+};
+
+// By expert, without empty ones. `all`: also what is not routed.
+std::vector<ExpertShare> SharesOf(const Routing& routing, int64_t experts, int64_t rows, bool all) {
+  std::vector<ExpertShare> routed(experts), shares;
+  const int64_t experts_per_token = std::ssize(routing.expert) / std::max<int64_t>(1, rows);
+  for (int64_t i = 0; i < std::ssize(routing.expert); ++i) {
+    ExpertShare& share = routed[routing.expert[i]];
+    share.rows.push_back(i / experts_per_token);
+    share.weights.push_back(routing.weight[i]);
+  }
+  for (int64_t e = 0; e < experts; ++e) {
+    routed[e].expert = e;
+    ExpertShare rest{.expert = e, .routed = false};
+    if (all) {
+      std::ranges::set_difference(Counted(0, rows), routed[e].rows, std::back_inserter(rest.rows));
+    }
+    for (ExpertShare* share : {&routed[e], &rest}) {
+      if (!share->rows.empty()) shares.push_back(std::move(*share));
+    }
+  }
+  return shares;
+}
+
 class LayerwiseDecoder final : public Decoder {
   class Head;
 
@@ -129,12 +162,21 @@ class LayerwiseDecoder final : public Decoder {
                         bool output, const DeviceMatrix& x);
   absl::Status Attention(const Run& run, const LayerWeights& weights, const Batch& batch,
                          const Rows& rows, const DeviceMatrix& x, const DeviceMatrix& out);
+  // What a gated MLP of at most so many rows needs in between.
+  struct GatedRoom {
+    DeviceMatrix gate, up, product;
+  };
+  absl::StatusOr<GatedRoom> AllocateGated(const Run& run, size_t gate, int64_t rows);
   // down(silu(gate(x)) * up(x)) of the three linear layers from `gate` on; out is empty where only
   // hooks are to see it.
   absl::Status GatedMlp(const Run& run, size_t gate, const Rows& rows, const DeviceMatrix& x,
-                        const DeviceMatrix& out);
+                        const GatedRoom& room, const DeviceMatrix& out);
   absl::Status Experts(const Run& run, const Rows& rows, const DeviceMatrix& x, bool output,
                        const DeviceMatrix& out);
+  // Adds what these experts make of their rows of x, unless out is empty. All are routed, or there
+  // is one.
+  absl::Status RunExperts(const Run& run, const Rows& rows, std::span<const ExpertShare> shares,
+                          const DeviceMatrix& x, const GatedRoom& room, const DeviceMatrix& out);
   // outs[i] = x times the linear layer first + i, after the hook has seen x. No products where outs
   // are empty matrices.
   absl::Status Linear(const Run& run, size_t first, const Rows& rows, const DeviceMatrix& x,
@@ -328,7 +370,9 @@ absl::Status LayerwiseDecoder::RunBatch(const Run& run, const LayerWeights& weig
   if (config_.has_experts[run.layer]) {
     NIBBLE_RETURN_IF_ERROR(Experts(run, rows, normed, output, added));
   } else {
-    NIBBLE_RETURN_IF_ERROR(GatedMlp(run, kGateUp, rows, normed, output ? added : DeviceMatrix()));
+    NIBBLE_ASSIGN_OR_RETURN(const GatedRoom room, AllocateGated(run, kGateUp, x.rows));
+    NIBBLE_RETURN_IF_ERROR(
+        GatedMlp(run, kGateUp, rows, normed, room, output ? added : DeviceMatrix()));
   }
   return output ? ops_->Add(x, added) : absl::OkStatus();
 }
@@ -358,16 +402,24 @@ absl::Status LayerwiseDecoder::Attention(const Run& run, const LayerWeights& wei
   return Linear(run, kOutput, rows, mixed, std::span(&out, 1));
 }
 
-absl::Status LayerwiseDecoder::GatedMlp(const Run& run, size_t gate, const Rows& rows,
-                                        const DeviceMatrix& x, const DeviceMatrix& out) {
+absl::StatusOr<LayerwiseDecoder::GatedRoom> LayerwiseDecoder::AllocateGated(const Run& run,
+                                                                            size_t gate,
+                                                                            int64_t rows) {
   const int64_t width = run.linear->weights[gate].rows;
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gated, ops_->Allocate(x.rows, width));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix product,
-                          ops_->Allocate(x.rows, width, Use::kLinearInput));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix up, ops_->Allocate(x.rows, width));
-  const DeviceMatrix gate_up[] = {gated, up};
+  GatedRoom room;
+  NIBBLE_ASSIGN_OR_RETURN(room.gate, ops_->Allocate(rows, width));
+  NIBBLE_ASSIGN_OR_RETURN(room.up, ops_->Allocate(rows, width));
+  NIBBLE_ASSIGN_OR_RETURN(room.product, ops_->Allocate(rows, width, Use::kLinearInput));
+  return room;
+}
+
+absl::Status LayerwiseDecoder::GatedMlp(const Run& run, size_t gate, const Rows& rows,
+                                        const DeviceMatrix& x, const GatedRoom& room,
+                                        const DeviceMatrix& out) {
+  const DeviceMatrix gate_up[] = {room.gate.Rows(0, x.rows), room.up.Rows(0, x.rows)};
+  const DeviceMatrix product = room.product.Rows(0, x.rows);
   NIBBLE_RETURN_IF_ERROR(Linear(run, gate, rows, x, gate_up));
-  NIBBLE_RETURN_IF_ERROR(ops_->SwiGlu(gated, up, product));
+  NIBBLE_RETURN_IF_ERROR(ops_->SwiGlu(gate_up[0], gate_up[1], product));
   return Linear(run, gate + kDown - kGateUp, rows, product, std::span(&out, 1));
 }
 
@@ -378,42 +430,56 @@ absl::Status LayerwiseDecoder::Experts(const Run& run, const Rows& rows, const D
   const auto routing = ops_->Route(logits, config_.experts_per_token, config_.normalize_routing);
   if (!routing.ok()) return Annotate(routing.status(), run.linear->names[kRouter]);
 
-  // Of each expert: the rows of x that it gets, and its weight there.
-  std::vector<std::vector<int64_t>> taken(config_.experts);
-  std::vector<std::vector<float>> weights(config_.experts);
-  for (size_t i = 0; i < routing->expert.size(); ++i) {
-    taken[routing->expert[i]].push_back(static_cast<int64_t>(i) / config_.experts_per_token);
-    weights[routing->expert[i]].push_back(routing->weight[i]);
-  }
-
-  const auto run_expert = [&](int64_t e, const std::vector<int64_t>& x_rows, bool routed,
-                              bool wants_output) -> absl::StatusOr<DeviceMatrix> {
-    const int64_t count = static_cast<int64_t>(x_rows.size());
-    std::vector<int64_t> tokens(x_rows.size());
-    std::ranges::transform(x_rows, tokens.begin(), [&](int64_t row) { return rows.tokens[row]; });
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gathered, ops_->Allocate(count, x.cols, x.use));
-    NIBBLE_RETURN_IF_ERROR(ops_->Gather(x, x_rows, gathered));
-    DeviceMatrix result;
-    if (wants_output) {
-      NIBBLE_ASSIGN_OR_RETURN(result, ops_->Allocate(count, x.cols));
-    }
-    NIBBLE_RETURN_IF_ERROR(
-        GatedMlp(run, kFirstExpert + e * kOfExpert, {tokens, e, routed}, gathered, result));
-    return result;
-  };
   if (output) NIBBLE_RETURN_IF_ERROR(ops_->SetZero(out));
-  for (int64_t e = 0; e < config_.experts; ++e) {
-    if (!taken[e].empty()) {
-      NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix result, run_expert(e, taken[e], true, output));
-      if (output) NIBBLE_RETURN_IF_ERROR(ops_->AddScaledRows(result, taken[e], weights[e], out));
-    }
-    if (!options_.force_all_experts || run.hook == nullptr) continue;
-    std::vector<int64_t> rest;
-    std::ranges::set_difference(Counted(0, x.rows), taken[e], std::back_inserter(rest));
-    if (rest.empty()) continue;
-    NIBBLE_RETURN_IF_ERROR(run_expert(e, rest, /*routed=*/false, /*wants_output=*/false).status());
+  NIBBLE_ASSIGN_OR_RETURN(const GatedRoom room, AllocateGated(run, kFirstExpert, x.rows));
+  const std::vector<ExpertShare> shares = SharesOf(
+      *routing, config_.experts, x.rows, options_.force_all_experts && run.hook != nullptr);
+  for (std::span<const ExpertShare> left = shares; !left.empty();) {
+    // As many at a time as need no more memory than a layer without experts.
+    size_t count = 0;
+    int64_t together = 0;
+    do {
+      together += std::ssize(left[count++].rows);
+    } while (count < left.size() && left[0].routed && left[count].routed &&
+             x.cols % kAlignedColumns == 0 && together + std::ssize(left[count].rows) <= x.rows);
+    NIBBLE_RETURN_IF_ERROR(
+        RunExperts(run, rows, left.first(count), x, room, output ? out : DeviceMatrix()));
+    left = left.subspan(count);
   }
   return absl::OkStatus();
+}
+
+absl::Status LayerwiseDecoder::RunExperts(const Run& run, const Rows& rows,
+                                          std::span<const ExpertShare> shares,
+                                          const DeviceMatrix& x, const GatedRoom& room,
+                                          const DeviceMatrix& out) {
+  std::vector<int64_t> from;
+  std::vector<float> weights;
+  for (const ExpertShare& share : shares) {
+    from.insert(from.end(), share.rows.begin(), share.rows.end());
+    weights.insert(weights.end(), share.weights.begin(), share.weights.end());
+  }
+  const bool output = !out.empty() && shares[0].routed;
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceMatrix gathered,
+                          ops_->Allocate(std::ssize(from), x.cols, x.use));
+  NIBBLE_RETURN_IF_ERROR(ops_->Gather(x, from, gathered));
+  DeviceMatrix results;
+  if (output) {
+    NIBBLE_ASSIGN_OR_RETURN(results, ops_->Allocate(std::ssize(from), x.cols));
+  }
+  // In the order of rows: what a product writes behind its own is written again.
+  int64_t first = 0;
+  std::vector<int64_t> tokens;
+  for (const ExpertShare& share : shares) {
+    const int64_t count = std::ssize(share.rows);
+    tokens.clear();
+    for (const int64_t row : share.rows) tokens.push_back(rows.tokens[row]);
+    NIBBLE_RETURN_IF_ERROR(GatedMlp(
+        run, kFirstExpert + share.expert * kOfExpert, {tokens, share.expert, share.routed},
+        gathered.Rows(first, count), room, output ? results.Rows(first, count) : DeviceMatrix()));
+    first += count;
+  }
+  return output ? ops_->AddScaledRows(results, from, weights, out) : absl::OkStatus();
 }
 
 absl::Status LayerwiseDecoder::Linear(const Run& run, size_t first, const Rows& rows,

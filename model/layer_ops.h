@@ -28,10 +28,17 @@ struct DeviceMatrix {
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0;
   Use use = Use::kOther;
+  int64_t spare = 0;  // rows behind these that a product may read, and may write anything to
 
   // The same elements with another number of columns.
   DeviceMatrix WithColumns(int64_t columns) const {
     return {memory, dtype, rows * cols / columns, columns, use};
+  }
+  // `count` rows from `first` on; what follows them is spare.
+  DeviceMatrix Rows(int64_t first, int64_t count) const {
+    char* const begin = static_cast<char*>(memory.get()) + first * cols * DTypeBytes(dtype);
+    return {std::shared_ptr<void>(memory, begin), dtype, count, cols, use,
+            rows + spare - first - count};
   }
   bool empty() const { return memory == nullptr; }
 };
@@ -112,7 +119,7 @@ class LayerOps {
   // out[i] = x[rows[i]]; both of one use.
   virtual absl::Status Gather(const DeviceMatrix& x, std::span<const int64_t> rows,
                               const DeviceMatrix& out) = 0;
-  // out[rows[i]] += weights[i] * x[i]; rows differ.
+  // out[rows[i]] += weights[i] * x[i], in the order of i.
   virtual absl::Status AddScaledRows(const DeviceMatrix& x, std::span<const int64_t> rows,
                                      std::span<const float> weights, const DeviceMatrix& out) = 0;
 

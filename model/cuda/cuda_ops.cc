@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -124,6 +125,13 @@ const float* Floats(const DeviceMatrix& x) { return static_cast<const float*>(x.
 float* MutableFloats(const DeviceMatrix& x) { return static_cast<float*>(x.memory.get()); }
 int64_t Count(const DeviceMatrix& x) { return x.rows * x.cols; }
 
+// Numbers of rows of which products are made: choosing an algorithm for each number of tokens that
+// an expert may get would take longer than the products.
+int64_t ProductRows(int64_t rows) {
+  constexpr int64_t kRows = 32;
+  return (rows + kRows - 1) / kRows * kRows;
+}
+
 // Where the second part of a value that is split lies.
 int64_t LowOffset(int64_t count) { return (2 * count + kAlignment - 1) / kAlignment * kAlignment; }
 struct Split {
@@ -165,8 +173,14 @@ class CudaOps final : public LayerOps {
 
   absl::StatusOr<DeviceMatrix> Allocate(int64_t rows, int64_t cols, Use use) override {
     const bool bf16 = bf16_ && use == Use::kLinearInput;
-    NIBBLE_ASSIGN_OR_RETURN(auto memory, Bytes(rows * cols * (bf16 ? 2 : 4)));
-    return DeviceMatrix{std::move(memory), bf16 ? DType::kBf16 : DType::kF32, rows, cols, use};
+    const int64_t row_bytes = cols * (bf16 ? 2 : 4), spare = ProductRows(rows) - rows;
+    NIBBLE_ASSIGN_OR_RETURN(auto memory, Bytes((rows + spare) * row_bytes));
+    if (spare > 0) {
+      NIBBLE_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(
+          static_cast<char*>(memory.get()) + rows * row_bytes, 0, spare * row_bytes, stream_()));
+    }
+    return DeviceMatrix{
+        std::move(memory), bf16 ? DType::kBf16 : DType::kF32, rows, cols, use, spare};
   }
 
   // A vector becomes float32. A matrix becomes what products read: under fp32 float32, else bf16,
@@ -387,11 +401,31 @@ class CudaOps final : public LayerOps {
 
   absl::Status AddScaledRows(const DeviceMatrix& x, std::span<const int64_t> rows,
                              std::span<const float> weights, const DeviceMatrix& out) override {
-    NIBBLE_ASSIGN_OR_RETURN(const auto places, PlaceValues(rows));
-    NIBBLE_ASSIGN_OR_RETURN(const auto factors, PlaceValues(weights));
-    return Launched(LaunchAddScaledRows(Floats(x), static_cast<const int64_t*>(places.get()),
-                                        static_cast<const float*>(factors.get()), x.rows, x.cols,
-                                        MutableFloats(out), stream_()));
+    // One thread adds all that goes to one element.
+    std::vector<int64_t> from(rows.size()), row, first;
+    std::iota(from.begin(), from.end(), 0);
+    std::ranges::stable_sort(from, {}, [&](int64_t i) { return rows[i]; });
+    std::vector<float> sorted(rows.size());
+    for (size_t i = 0; i < from.size(); ++i) {
+      sorted[i] = weights[from[i]];
+      if (i > 0 && rows[from[i]] == row.back()) continue;
+      row.push_back(rows[from[i]]);
+      first.push_back(static_cast<int64_t>(i));
+    }
+    first.push_back(std::ssize(from));
+    NIBBLE_ASSIGN_OR_RETURN(const auto placed_from, PlaceValues(std::span<const int64_t>(from)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto placed_weight, PlaceValues(std::span<const float>(sorted)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto placed_row, PlaceValues(std::span<const int64_t>(row)));
+    NIBBLE_ASSIGN_OR_RETURN(const auto placed_first, PlaceValues(std::span<const int64_t>(first)));
+    return Launched(LaunchAddScaledRows({.x = Floats(x),
+                                         .from = static_cast<const int64_t*>(placed_from.get()),
+                                         .weight = static_cast<const float*>(placed_weight.get()),
+                                         .row = static_cast<const int64_t*>(placed_row.get()),
+                                         .first = static_cast<const int64_t*>(placed_first.get()),
+                                         .rows = std::ssize(row),
+                                         .cols = x.cols,
+                                         .out = MutableFloats(out)},
+                                        stream_()));
   }
 
  private:
@@ -503,8 +537,10 @@ class CudaOps final : public LayerOps {
   }
 
   absl::Status Product(const DeviceMatrix& x, const DeviceMatrix& weight, const DeviceMatrix& out) {
+    int64_t rows = ProductRows(x.rows);
+    if (rows - x.rows > std::min(x.spare, out.spare)) rows = x.rows;
     const auto multiply = [&](DType dtype, const void* a, const void* w, bool add) {
-      return products_->Multiply(dtype, a, w, MutableFloats(out), x.rows, weight.rows, x.cols, add);
+      return products_->Multiply(dtype, a, w, MutableFloats(out), rows, weight.rows, x.cols, add);
     };
     if (!bf16_) return multiply(DType::kF32, x.memory.get(), weight.memory.get(), false);
     // What is small first, without the product of both low parts.
@@ -512,6 +548,7 @@ class CudaOps final : public LayerOps {
     std::shared_ptr<void> parts;
     bool add = false;
     if (x.dtype != DType::kBf16) {
+      rows = x.rows;
       NIBBLE_ASSIGN_OR_RETURN(parts, SplitParts(x.dtype, x.memory.get(), Count(x)));
       a = PartsOf(parts.get(), Count(x));
     }

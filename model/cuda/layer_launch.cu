@@ -182,12 +182,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    AddScaledRowsKernel(const float* x, const int64_t* row, const float* weight, int64_t rows,
-                        int64_t cols, float* out) {
-  for (int64_t i = FirstThread(); i < rows * cols; i += AllThreads()) {
-    float* to = out + row[i / cols] * cols + i % cols;
-    *to = AddRn(*to, MulRn(weight[i / cols], x[i]));
+template <int kVec>
+__global__ void __launch_bounds__(kThreads) AddScaledRowsKernel(const AddScaledRowsArgs args) {
+  const int64_t words = args.cols / kVec;
+  for (int64_t t = FirstThread(); t < args.rows * words; t += AllThreads()) {
+    const int64_t j = t / words, column = t % words * kVec;
+    float* const to = args.out + args.row[j] * args.cols + column;
+    Floats<kVec> sum = Load<kVec>(to);
+    for (int64_t i = args.first[j]; i < args.first[j + 1]; ++i) {
+      const Floats<kVec> x = Load<kVec>(args.x + args.from[i] * args.cols + column);
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) sum.v[v] = AddRn(sum.v[v], MulRn(args.weight[i], x.v[v]));
+    }
+    Store<kVec>(to, sum);
   }
 }
 
@@ -318,12 +325,14 @@ cudaError_t LaunchGather(const void* x, const int64_t* row, int64_t rows, int64_
   return cudaGetLastError();
 }
 
-cudaError_t LaunchAddScaledRows(const float* x, const int64_t* row, const float* weight,
-                                int64_t rows, int64_t cols, float* out, cudaStream_t stream) {
-  if (rows * cols == 0) return cudaSuccess;
-  AddScaledRowsKernel<<<Blocks(rows * cols), kThreads, 0, stream>>>(x, row, weight, rows, cols,
-                                                                    out);
-  return cudaGetLastError();
+cudaError_t LaunchAddScaledRows(const AddScaledRowsArgs& args, cudaStream_t stream) {
+  if (args.rows * args.cols == 0) return cudaSuccess;
+  return DispatchVec(
+      [&](auto vec) {
+        AddScaledRowsKernel<vec>
+            <<<Blocks(args.rows * args.cols / vec), kThreads, 0, stream>>>(args);
+      },
+      args.cols);
 }
 
 cudaError_t LaunchWiden(DType dtype, const void* x, int64_t count, float* out,

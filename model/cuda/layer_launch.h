@@ -50,9 +50,17 @@ cudaError_t LaunchAddBias(float* x, const float* bias, int64_t rows, int64_t col
 cudaError_t LaunchGather(const void* x, const int64_t* row, int64_t rows, int64_t row_bytes,
                          void* out, cudaStream_t stream);
 
-// out[row[i]] += weight[i] * x[i], the product rounded, then the sum; rows differ.
-cudaError_t LaunchAddScaledRows(const float* x, const int64_t* row, const float* weight,
-                                int64_t rows, int64_t cols, float* out, cudaStream_t stream);
+// For each j, and one i after another in [first[j], first[j + 1]):
+// out[row[j]] += weight[i] * x[from[i]], the product rounded, then the sum.
+struct AddScaledRowsArgs {
+  const float* x = nullptr;
+  const int64_t* from = nullptr;
+  const float* weight = nullptr;
+  const int64_t *row = nullptr, *first = nullptr;  // rows that differ
+  int64_t rows = 0, cols = 0;                      // of them
+  float* out = nullptr;
+};
+cudaError_t LaunchAddScaledRows(const AddScaledRowsArgs& args, cudaStream_t stream);
 
 // Of bf16, fp16 or fp32 values.
 cudaError_t LaunchWiden(DType dtype, const void* x, int64_t count, float* out, cudaStream_t stream);

@@ -236,6 +236,9 @@ TEST(CpuOpsTest, SwiGluAddGatherAndScatter) {
   ASSERT_TRUE(ops->AddScaledRows(picked, rows, weights, sums).ok());
   ASSERT_TRUE(ops->AddScaledRows(picked, rows, weights, sums).ok());
   EXPECT_EQ(ops.Values(sums), (std::vector<float>{4, 8, 0, 0, 5, 6}));
+  const std::vector<int64_t> repeated = {1, 1};
+  ASSERT_TRUE(ops->AddScaledRows(picked, repeated, weights, sums).ok());
+  EXPECT_EQ(ops.Values(sums), (std::vector<float>{4, 8, 4.5f, 7, 5, 6}));
 }
 
 TEST(CpuOpsTest, RouteTakesTheMostLikelyAndOfEqualOnesTheFirst) {

@@ -346,7 +346,7 @@ TEST_P(CudaOpsTest, AddGatherScatterZeroAndCopyAreTheSameBytes) {
   for (const int64_t cols : {1, 6, 8, 40}) {
     constexpr int64_t kRows = 50;
     const std::vector<float> x = Normal(kRows * cols, 13), y = Normal(kRows * cols, 14);
-    const std::vector<int64_t> rows = {49, 0, 7, 8, 3};
+    const std::vector<int64_t> rows = {49, 0, 7, 8, 3}, repeated = {7, 49, 7, 7, 49};
     const std::vector<float> weights = Normal(5, 15);
     const auto run = [&](const Ops& ops) {
       const DeviceMatrix sum = ops.Matrix(kRows, cols, x), added = ops.Matrix(kRows, cols, y);
@@ -356,7 +356,7 @@ TEST_P(CudaOpsTest, AddGatherScatterZeroAndCopyAreTheSameBytes) {
       const DeviceMatrix scattered = ops.Matrix(kRows, cols);
       EXPECT_TRUE(ops->SetZero(scattered).ok());
       EXPECT_TRUE(ops->AddScaledRows(picked, rows, weights, scattered).ok());
-      EXPECT_TRUE(ops->AddScaledRows(picked, rows, weights, scattered).ok());
+      EXPECT_TRUE(ops->AddScaledRows(picked, repeated, weights, scattered).ok());
       const DeviceMatrix copy = ops.Matrix(kRows, cols);
       EXPECT_TRUE(ops->Copy(scattered, copy).ok());
       std::vector<float> all = ops.Values(copy), others = ops.Values(picked);
