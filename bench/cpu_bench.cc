@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@
 #include "engine/synthetic.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "quant/output_error.h"
 
 namespace nibble {
 namespace {
@@ -192,6 +194,27 @@ void QuantizeInto(const QuantizeParams& params, Backend& backend, const MatrixVi
 
 constexpr int64_t kRows = 4096, kFewRows = 64;  // the slow ones get less work
 
+// What `nibble verify --calib` computes; no operation of a backend.
+void RegisterOutputError(std::span<const float> hessians, int threads) {
+  const auto run = [hessians, threads](benchmark::State& state) {
+    const MatrixView x = {NormalBf16(kRows).data(), DType::kBf16, kRows, kCols};
+    const auto packed = (*MakeBackend("cpu"))->Quantize({.rule = Rule::kCheckpoint}, x);
+    NIBBLE_CHECK(packed.ok());
+    ThreadPool pool(threads);
+    for (auto _ : state) {
+      OutputError total;
+      AddOutputError(x, {packed->packed.data(), packed->scale.data(), 1}, hessians, pool, total);
+      benchmark::DoNotOptimize(total);
+    }
+    state.SetItemsProcessed(state.iterations() * x.size());
+  };
+  benchmark::RegisterBenchmark(absl::StrCat("OutputError/", threads).c_str(), run)
+      ->UseRealTime()
+      ->Unit(benchmark::kMillisecond)
+      ->Repetitions(7)
+      ->ReportAggregatesOnly();
+}
+
 void RegisterAll() {
   const auto quantize = [](const QuantizeParams& params) {
     return [params](Backend& backend, const MatrixView& x, benchmark::State&) {
@@ -259,6 +282,7 @@ void RegisterAll() {
 
   std::vector<const CpuKernels*> all = AllSimdKernels();
   all.push_back(&ScalarKernels());
+  for (const int threads : {1, 2}) RegisterOutputError(hessians, threads);
   for (const CpuKernels* kernels : all) {
     const bool best = kernels == all.front();
     const int64_t rows = best ? kRows : kFewRows;
