@@ -16,6 +16,10 @@ VerifyCommand::VerifyCommand(CLI::App* app) {
   CLI::Option* source =
       app->add_option("--against", against, "folder of the source: compare every tensor with it")
           ->check(NotEmpty());
+  app->add_option("--calib", calibration,
+                  "with --against: also the output error d^T H d of every matrix, H from what "
+                  "`nibble calibrate` saved (by a recipe of local_hessian) or from captures")
+      ->check(NotEmpty());
   CLI::Option* recipe_option =
       app->add_option("--recipe", recipe, "what was to be quantized by it must be, nothing else")
           ->check(NotEmpty())
@@ -44,6 +48,8 @@ absl::Status VerifyCommand::Run() {
   NIBBLE_ASSIGN_OR_RETURN(const auto device, backend.Make());
   VerifyOptions options;
   options.against = against;
+  options.calibration = calibration;
+  options.threads = backend.options.threads;
   if (!recipe.empty()) {
     options.planned = [this](const std::string& source) { return PlannedTensors(source); };
   }

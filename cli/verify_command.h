@@ -1,4 +1,4 @@
-// nibble verify OUT [--against SOURCE] [--recipe R] [--json]
+// nibble verify OUT [--against SOURCE [--calib STATE] [--recipe R]] [--json]
 #ifndef NIBBLE_CLI_VERIFY_COMMAND_H_
 #define NIBBLE_CLI_VERIFY_COMMAND_H_
 
@@ -14,7 +14,7 @@
 namespace nibble {
 
 struct VerifyCommand {
-  std::string folder, against, recipe;
+  std::string folder, against, calibration, recipe;
   std::vector<std::string> set;
   bool json = false;
   BackendFlags backend;

@@ -79,8 +79,9 @@ class FileCalibration : public Calibration {
 
 absl::Status CheckColumns(int64_t expected, int64_t columns) {
   if (columns == expected) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("shape: expected ", expected, " channels, got ", columns));
+  return absl::FailedPreconditionError(absl::StrCat("shape: expected ", expected, " channels, got ",
+                                                    columns,
+                                                    "; is it a calibration of another model?"));
 }
 
 // --- Captures -----------------------------------------------------------------------------------

@@ -12,15 +12,18 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/parallel_for.h"
 #include "base/status.h"
 #include "base/tensor_view.h"
 #include "base/text.h"
+#include "engine/calibration.h"
 #include "engine/loader_rules.h"
 #include "io/json_object.h"
 #include "io/safetensors.h"
 #include "io/text_file.h"
 #include "nlohmann/json.hpp"
 #include "quant/error_stats.h"
+#include "quant/output_error.h"
 
 namespace nibble {
 namespace {
@@ -827,6 +830,10 @@ absl::StatusOr<std::vector<std::byte>> ReadPart(const Place& place, uint64_t off
   return part;
 }
 
+std::string ModuleOf(const std::string& tensor) {
+  return tensor.ends_with(".weight") ? tensor.substr(0, tensor.size() - 7) : tensor;
+}
+
 // One of the matrices that a tensor of the source became, and where in it it was.
 struct SourcePiece {
   const Matrix* matrix;
@@ -836,15 +843,24 @@ struct SourcePiece {
   int64_t turned_rows = 0, first_row = 0;
 };
 
+// Measures errors; of outputs, too, where there are second moments.
+struct Meter {
+  Backend& backend;
+  ThreadPool* pool = nullptr;
+  std::span<const float> moments = {};
+  ErrorStats stats = {};
+  OutputError output = {};
+};
+
 // Of expert `e` of a stack; 0 for a matrix.
-absl::Status AddErrors(const Place& source, const SourcePiece& piece, int64_t e, float multiplier,
-                       Backend& backend, ErrorStats& stats) {
+absl::Status AddErrors(const Place& source, const SourcePiece& piece, int64_t e, double multiplier,
+                       Meter& meter) {
   const Matrix& matrix = *piece.matrix;
   const int64_t k = piece.k, size = DTypeBytes(source.info->dtype);
   const int64_t begin = piece.source_begin + e * piece.rows * k;
   const bool turned = piece.turned_rows > 0;
   const int64_t whole = turned ? piece.rows : std::max<int64_t>(1, kReadBytes / (k * size));
-  const OuterScale outer = OuterScaleOf(multiplier);
+  const OuterScale outer = OuterScaleOf(static_cast<float>(multiplier));
   for (int64_t row = 0; row < piece.rows; row += whole) {
     const int64_t n = std::min(whole, piece.rows - row), from = e * piece.rows * k + row * k;
     const int64_t source_rows = turned ? piece.turned_rows : n;
@@ -868,8 +884,11 @@ absl::Status AddErrors(const Place& source, const SourcePiece& piece, int64_t e,
     packed.scale = reinterpret_cast<const uint8_t*>(scales.data());
     packed.amax = &outer.amax;
     const MatrixView view = {x.data() + piece.first_row * k * size, source.info->dtype, n, k};
-    NIBBLE_ASSIGN_OR_RETURN(const ErrorStats part, backend.MeasureError(view, packed));
-    stats.Merge(part);
+    NIBBLE_ASSIGN_OR_RETURN(const ErrorStats part, meter.backend.MeasureError(view, packed));
+    meter.stats.Merge(part);
+    if (meter.moments.empty()) continue;
+    AddOutputError(view, {packed.packed, packed.scale, multiplier}, meter.moments, *meter.pool,
+                   meter.output);
   }
   return absl::OkStatus();
 }
@@ -929,8 +948,8 @@ std::optional<bool> AreTurned(const TensorInfo& source, const SplitExperts& spli
 std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Folder& folder,
                                   const Matrices& matrices, bool& complete) {
   complete = true;
-  const std::string_view suffix = source.name.ends_with(".weight") ? ".weight" : "";
-  const std::string module = source.name.substr(0, source.name.size() - suffix.size());
+  const std::string module = ModuleOf(source.name);
+  const std::string_view suffix = source.name == module ? "" : ".weight";
   const std::vector<int64_t>& shape = source.shape;
   const Matrix* matrix = matrices.Find(module);
   if (matrix != nullptr && shape.size() == (matrix->columns ? 3u : 2u)) {
@@ -967,11 +986,104 @@ std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Folder& folder
   return pieces;
 }
 
+// --- Second moments -----------------------------------------------------------------------------
+
+// The mean of x x^T over the inputs x of matrices, by what names a calibration has for them.
+class Moments {
+ public:
+  static absl::StatusOr<Moments> Open(const std::string& path) {
+    NIBBLE_ASSIGN_OR_RETURN(auto calibration, Calibration::Open(path));
+    return Moments(path, std::move(calibration));
+  }
+
+  // Of the input of a piece of the source's tensor `source`; nullopt where there are none.
+  absl::StatusOr<std::optional<std::span<const float>>> Of(const SourcePiece& piece,
+                                                           const std::string& source,
+                                                           Backend& backend) {
+    for (const std::string& name : NamesOf(piece, source)) {
+      if (name != name_ || piece.k != columns_) {
+        NIBBLE_ASSIGN_OR_RETURN(auto moments, calibration_->Hessians(name, piece.k, backend));
+        if (!moments) continue;
+        name_ = name;
+        columns_ = piece.k;
+        moments_ = *std::move(moments);
+      }
+      return std::span<const float>(moments_);
+    }
+    return std::nullopt;
+  }
+
+  // FailedPrecondition where there are none for any matrix.
+  absl::Status Check(const Folder& source, const Matrices& matrices, Backend& backend) {
+    std::string first, seen;
+    for (const auto& [name, place] : source.tensors) {
+      bool complete;
+      for (const SourcePiece& piece : PiecesOf(*place.info, source, matrices, complete)) {
+        NIBBLE_ASSIGN_OR_RETURN(const auto moments, Of(piece, name, backend));
+        if (moments) return absl::OkStatus();
+        if (first.empty()) first = piece.matrix->module;
+        for (const std::string& input : NamesOf(piece, name)) {
+          if (!seen.empty()) break;
+          NIBBLE_ASSIGN_OR_RETURN(const int64_t tokens, calibration_->Tokens(input));
+          if (tokens > 0) seen = input;
+        }
+      }
+    }
+    if (first.empty()) return absl::OkStatus();  // nothing is quantized, which was said
+    constexpr char kHow[] =
+        "; `nibble calibrate SOURCE --recipe nvfp4_local_hessian --data FILE --out STATE` makes "
+        "one";
+    if (!seen.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          path_, ": expected second moments (Hessians) of the inputs of quantized matrices, got ",
+          Quoted(seen), " and others without", kHow));
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat(path_, ": expected a calibration of this model, with inputs of ",
+                     Quoted(first), " or of other quantized matrices, got none of them", kHow));
+  }
+
+ private:
+  Moments(std::string path, std::unique_ptr<Calibration> calibration)
+      : path_(std::move(path)), calibration_(std::move(calibration)) {}
+
+  // Its own; the source's, which stands for all experts that are one tensor there; those of modules
+  // that are fused with it, as they read the same input.
+  static std::vector<std::string> NamesOf(const SourcePiece& piece, const std::string& source) {
+    const std::string& module = piece.matrix->module;
+    const std::string parent = ParentOf(module), last = module.substr(parent.size());
+    std::vector<std::string> names = {module, ModuleOf(source)};
+    for (const FusedNames& fused : AllFusedNames()) {
+      if (std::ranges::find(fused.members, last) == fused.members.end()) continue;
+      for (const std::string& member : fused.members) {
+        if (member != last) names.push_back(parent + member);
+      }
+    }
+    return names;
+  }
+
+  std::string path_;
+  std::unique_ptr<Calibration> calibration_;
+  // Those that were found last: one tensor of the source may hold many matrices.
+  std::string name_;
+  int64_t columns_ = 0;
+  std::vector<float> moments_;
+};
+
 absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const Folder& result,
                                                      const Matrices& matrices, bool modelopt,
-                                                     Backend& backend, Holes& holes,
-                                                     VerifyReport& report) {
+                                                     const VerifyOptions& options, Backend& backend,
+                                                     Holes& holes, VerifyReport& report) {
   std::set<std::string> claimed, quantized;
+  std::optional<Moments> moments;
+  std::optional<ThreadPool> pool;
+  if (!options.calibration.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(moments, Moments::Open(options.calibration));
+    NIBBLE_RETURN_IF_ERROR(moments->Check(source, matrices, backend));
+    pool.emplace(options.threads);
+    report.all.output.emplace();
+  }
+  ErrorStats all;
   for (const auto& [name, place] : source.tensors) {
     bool complete = true;
     const std::vector<SourcePiece> pieces = PiecesOf(*place.info, source, matrices, complete);
@@ -1003,18 +1115,30 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
                   TypeName(matrix.codes->info->dtype, matrix.codes->info->shape));
         continue;
       }
-      ErrorStats stats;
+      Meter meter{backend};
+      std::optional<std::span<const float>> seen;
+      if (moments) {
+        NIBBLE_ASSIGN_OR_RETURN(seen, moments->Of(piece, name, backend));
+        meter.pool = &*pool;
+        meter.moments = seen.value_or(meter.moments);
+      }
       absl::Status status;
-      const float stored = matrix.stored[0], multiplier = modelopt ? stored : 1 / stored;
+      const double stored = matrix.stored[0], multiplier = modelopt ? stored : 1 / stored;
       const int64_t stack = matrix.columns ? shape[0] : 1;
       for (int64_t e = 0; e < stack && status.ok(); ++e) {
-        status = AddErrors(place, piece, e, multiplier, backend, stats);
+        status = AddErrors(place, piece, e, multiplier, meter);
       }
       if (!status.ok()) {
         holes.Add("tensor ", Quoted(name), ": ", status.message());
         continue;
       }
+      const ErrorStats& stats = meter.stats;
+      all.Merge(stats);
       report.errors.push_back({matrix.module, stats.relative_mse(), stats.sqnr_db()});
+      if (seen) {
+        report.errors.back().output = meter.output;
+        report.all.output->Merge(meter.output);
+      }
       if (stats.relative_mse() > 1) {
         holes.Add("tensor ", Quoted(name),
                   ": expected values nearer to the source's than zeros are, ",
@@ -1030,6 +1154,8 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
     }
   }
   std::ranges::stable_sort(report.errors, std::greater(), &WeightError::relative_mse);
+  report.all.relative_mse = all.relative_mse();
+  report.all.sqnr_db = all.sqnr_db();
   return quantized;
 }
 
@@ -1070,6 +1196,11 @@ void CompareFiles(const std::string& source, const std::string& result, Holes& h
 
 absl::StatusOr<VerifyReport> VerifyModel(const std::string& path, const VerifyOptions& options,
                                          Backend& backend) {
+  if (!options.calibration.empty() && options.against.empty()) {
+    return absl::InvalidArgumentError(
+        "--calib: expected --against SOURCE with it, the model whose weights the quantized ones "
+        "are compared with, got none");
+  }
   VerifyReport report;
   Holes holes(report.holes);
   NIBBLE_ASSIGN_OR_RETURN(const Folder folder, OpenFolder(path, holes));
@@ -1153,7 +1284,7 @@ absl::StatusOr<VerifyReport> VerifyModel(const std::string& path, const VerifyOp
     NIBBLE_ASSIGN_OR_RETURN(const Folder source, OpenFolder(options.against, holes));
     NIBBLE_ASSIGN_OR_RETURN(
         const std::set<std::string> quantized,
-        CompareFolders(source, folder, matrices, modelopt, backend, holes, report));
+        CompareFolders(source, folder, matrices, modelopt, options, backend, holes, report));
     CompareFiles(options.against, path, holes);
     if (options.planned) {
       NIBBLE_ASSIGN_OR_RETURN(const std::set<std::string> planned,
@@ -1174,7 +1305,62 @@ absl::StatusOr<VerifyReport> VerifyModel(const std::string& path, const VerifyOp
 }
 
 namespace {
+
 constexpr size_t kWorst = 5;
+
+std::vector<std::string> WithoutMoments(const VerifyReport& report) {
+  std::vector<std::string> names;
+  for (const WeightError& error : report.errors) {
+    if (!error.output) names.push_back(error.name);
+  }
+  return names;
+}
+
+// As columns behind a name.
+std::string ErrorLine(const std::string& name, const WeightError& error, bool outputs) {
+  std::string line =
+      absl::StrFormat("%-60s %14.6g %10.2f", name, error.relative_mse, error.sqnr_db);
+  if (error.output) {
+    absl::StrAppendFormat(&line, " %14.6g", error.output->relative());
+  } else if (outputs) {
+    absl::StrAppendFormat(&line, " %14s", "-");
+  }
+  return line + "\n";
+}
+
+// "2 of 14 matrices have no second moments: a, b"
+std::string WithoutMomentsLine(const VerifyReport& report) {
+  std::vector<std::string> names = WithoutMoments(report);
+  const size_t count = names.size();
+  std::string line =
+      absl::StrFormat("%d of %d matrices without second moments", count, report.errors.size());
+  if (count == 0) return line + "\n";
+  for (std::string& name : names) name = Printable(name);
+  if (count > kWorst) {
+    names.resize(kWorst);
+    names.push_back("and others, which --json names");
+  }
+  return absl::StrCat(line, ", not in the output error: ", absl::StrJoin(names, ", "), "\n");
+}
+
+// JSON has no infinity, which is the ratio to a perfect copy's error.
+nlohmann::ordered_json FiniteOrNull(double value) {
+  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+}
+
+nlohmann::ordered_json ErrorAsJson(const WeightError& error, bool outputs) {
+  nlohmann::ordered_json json = {{"relative_mse", error.relative_mse},
+                                 {"sqnr_db", FiniteOrNull(error.sqnr_db)}};
+  if (!outputs) return json;
+  json["output_error"] =
+      error.output ? FiniteOrNull(error.output->relative()) : nlohmann::ordered_json(nullptr);
+  if (error.output) {
+    json["d_h_d"] = error.output->squared_error;
+    json["w_h_w"] = error.output->squared_output;
+  }
+  return json;
+}
+
 }  // namespace
 
 std::string VerifyReportAsText(const VerifyReport& report) {
@@ -1187,13 +1373,17 @@ std::string VerifyReportAsText(const VerifyReport& report) {
       report.weight_only);
   absl::StrAppendFormat(&text, "%d tensors kept\n", report.kept);
   if (!report.errors.empty()) {
-    absl::StrAppendFormat(&text, "%-60s %14s %10s\n", "worst against the source", "relative MSE",
+    const bool outputs = report.all.output.has_value();
+    absl::StrAppendFormat(&text, "%-60s %14s %10s", "worst against the source", "relative MSE",
                           "SQNR dB");
+    if (outputs) absl::StrAppendFormat(&text, " %14s", "output error");
+    text += "\n";
     for (size_t i = 0; i < std::min(kWorst, report.errors.size()); ++i) {
       const WeightError& error = report.errors[i];
-      absl::StrAppendFormat(&text, "%-60s %14.6g %10.2f\n", Printable(error.name),
-                            error.relative_mse, error.sqnr_db);
+      text += ErrorLine(Printable(error.name), error, outputs);
     }
+    text += ErrorLine("all of them together", report.all, outputs);
+    if (outputs) text += WithoutMomentsLine(report);
   }
   absl::StrAppendFormat(&text, "%d hole%s\n", report.holes.size(),
                         report.holes.size() == 1 ? "" : "s");
@@ -1201,24 +1391,25 @@ std::string VerifyReportAsText(const VerifyReport& report) {
 }
 
 std::string VerifyReportAsJson(const VerifyReport& report) {
+  const bool outputs = report.all.output.has_value();
   nlohmann::ordered_json errors = nlohmann::ordered_json::array();
   for (const WeightError& error : report.errors) {
-    nlohmann::ordered_json entry = {{"name", error.name}, {"relative_mse", error.relative_mse}};
-    // JSON has no infinity, which is what a perfect copy has.
-    entry["sqnr_db"] = std::isfinite(error.sqnr_db) ? nlohmann::ordered_json(error.sqnr_db)
-                                                    : nlohmann::ordered_json(nullptr);
+    nlohmann::ordered_json entry = {{"name", error.name}};
+    entry.update(ErrorAsJson(error, outputs));
     errors.push_back(std::move(entry));
   }
-  const nlohmann::ordered_json root = {{"format", report.format},
-                                       {"algorithm", report.algorithm},
-                                       {"shards", report.shards},
-                                       {"tensors", report.tensors},
-                                       {"bytes", report.bytes},
-                                       {"quantized", report.quantized},
-                                       {"weight_only", report.weight_only},
-                                       {"kept", report.kept},
-                                       {"holes", report.holes},
-                                       {"errors", std::move(errors)}};
+  nlohmann::ordered_json root = {{"format", report.format},
+                                 {"algorithm", report.algorithm},
+                                 {"shards", report.shards},
+                                 {"tensors", report.tensors},
+                                 {"bytes", report.bytes},
+                                 {"quantized", report.quantized},
+                                 {"weight_only", report.weight_only},
+                                 {"kept", report.kept},
+                                 {"holes", report.holes},
+                                 {"errors", std::move(errors)}};
+  if (!report.errors.empty()) root["all"] = ErrorAsJson(report.all, outputs);
+  if (outputs) root["without_second_moments"] = WithoutMoments(report);
   return root.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 

@@ -66,6 +66,40 @@ TEST_F(VerifyCommandTest, Json) {
   EXPECT_EQ(json["format"], "modelopt");
 }
 
+TEST_F(VerifyCommandTest, Calibration) {
+  std::vector<Tensor> captures;
+  for (const char* module : {"self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"}) {
+    captures.push_back(
+        NormalTensor(absl::StrCat("model.layers.1.", module, ".input"), DType::kBf16, {40, 64}));
+  }
+  Write(dir_.path("captures"), captures);
+  const std::vector<std::string> args = {out_, "--against", in_, "--calib", dir_.path("captures")};
+  const ProcessResult table = Verify(args);
+  EXPECT_EQ(table.exit_code, 0) << table.err;
+  // q, k, v, o, gate and up of one layer of two.
+  EXPECT_THAT(table.out,
+              AllOf(HasSubstr("output error\n"), HasSubstr("\nall of them together "),
+                    HasSubstr("8 of 14 matrices without second moments"), HasSubstr("--json")));
+  std::vector<std::string> with_json = args;
+  with_json.push_back("--json");
+  const auto json = nlohmann::json::parse(Verify(with_json).out);
+  EXPECT_EQ(json["without_second_moments"].size(), 8u);
+  EXPECT_GT(json["all"]["output_error"], 0.001);
+  EXPECT_LT(json["all"]["output_error"], 0.02);
+
+  const ProcessResult alone = Verify({out_, "--calib", dir_.path("captures")});
+  EXPECT_EQ(alone.exit_code, 2);
+  EXPECT_THAT(alone.err, HasSubstr("--calib: expected --against SOURCE with it"));
+  ASSERT_EQ(Nibble({"calibration", "collect", dir_.path("captures"), "--out", dir_.path("state"),
+                    "--no-hessians"})
+                .exit_code,
+            0);
+  const ProcessResult light = Verify({out_, "--against", in_, "--calib", dir_.path("state")});
+  EXPECT_EQ(light.exit_code, 3);
+  EXPECT_THAT(light.err, AllOf(HasSubstr("expected second moments (Hessians)"),
+                               HasSubstr("nibble calibrate SOURCE --recipe nvfp4_local_hessian")));
+}
+
 TEST_F(VerifyCommandTest, Recipe) {
   const ProcessResult same = Verify({out_, "--against", in_, "--recipe", "nvfp4"});
   EXPECT_EQ(same.exit_code, 0) << same.out << same.err;
