@@ -41,6 +41,8 @@ class InputObserver final : public LinearHook {
     int64_t columns = 0;
   };
 
+  // What a GPU summed becomes the collectors' own.
+  absl::Status FetchSums();
   // Null where none of the modules is wanted.
   std::shared_ptr<Inputs> InputsOf(std::span<const std::string> modules);
 

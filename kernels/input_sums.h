@@ -35,7 +35,7 @@ class InputSums {
   virtual absl::Status Add(const MatrixView& x) = 0;
 
   // Of all calls so far, once they are done. FailedPrecondition where there was NaN or infinity, or
-  // the sum of a unit overflowed.
+  // the sum of a unit overflowed. Several threads may ask, each its own sums.
   virtual absl::StatusOr<InputSumsResult> Result() = 0;
 };
 

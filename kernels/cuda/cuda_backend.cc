@@ -54,7 +54,7 @@ class CudaBackend final : public Backend {
     return MakeCudaInputSums(device_, channels, hessians,
                              configs_[static_cast<size_t>(CudaOp::kObserve)],
                              configs_[static_cast<size_t>(CudaOp::kAccumulateHessian)],
-                             std::move(scratch), static_cast<cudaStream_t>(stream));
+                             std::move(scratch), pinned_, static_cast<cudaStream_t>(stream));
   }
 
  private:
@@ -547,6 +547,7 @@ class CudaBackend final : public Backend {
   const std::string name_;
   const std::vector<ConfigPicks> configs_;  // in the order of CudaOp
   std::weak_ptr<InputScratch> input_scratch_;
+  PinnedRooms pinned_;
 };
 
 }  // namespace

@@ -17,13 +17,14 @@ class CudaInputSums final : public InputSums {
  public:
   CudaInputSums(int device, int64_t channels, bool hessians, const ConfigPicks& observe,
                 const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch,
-                cudaStream_t stream)
+                PinnedRooms& pinned, cudaStream_t stream)
       : device_(device),
         channels_(channels),
         entries_(hessians ? channels / kBlockSize * kHessianEntries : 0),
         observe_(observe),
         accumulate_(accumulate),
         scratch_(std::move(scratch)),
+        pinned_(pinned),
         stream_(stream) {}
 
   absl::Status Prepare() {
@@ -82,8 +83,9 @@ class CudaInputSums final : public InputSums {
     NIBBLE_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
     const int64_t digits = entries_ * kWindowDigits;
     NIBBLE_ASSIGN_OR_RETURN(
-        char* const room,
-        scratch_->HostRoom(sizeof(InputTotals) + digits * sizeof(int64_t) + entries_));
+        PinnedRooms::Room pinned,
+        pinned_.Take(sizeof(InputTotals) + digits * sizeof(int64_t) + entries_));
+    char* const room = pinned.memory.get();
     const auto* const totals = reinterpret_cast<const InputTotals*>(room);
     NIBBLE_RETURN_IF_ERROR(totals_->CopyTo(room));
     const auto* const digit = reinterpret_cast<const int64_t*>(room + sizeof(InputTotals));
@@ -112,6 +114,7 @@ class CudaInputSums final : public InputSums {
     result.top.assign(top, top + entries_);
     result.amax = FloatFromBits(totals->amax);
     result.bins.assign(std::begin(totals->bins), std::end(totals->bins));
+    pinned_.Return(std::move(pinned));
     return result;
   }
 
@@ -127,6 +130,7 @@ class CudaInputSums final : public InputSums {
   const int64_t channels_, entries_;
   const ConfigPicks &observe_, &accumulate_;
   const std::shared_ptr<InputScratch> scratch_;
+  PinnedRooms& pinned_;
   const cudaStream_t stream_;
   int64_t tokens_ = 0, units_ = 0;
   std::optional<DeviceBuffer<InputTotals>> totals_;
@@ -147,21 +151,33 @@ absl::StatusOr<char*> InputScratch::Room(int64_t bytes, cudaStream_t stream) {
   return memory_->get();
 }
 
-absl::StatusOr<char*> InputScratch::HostRoom(int64_t bytes) {
-  if (host_bytes_ < bytes) {
-    host_.reset();
-    host_bytes_ = 0;
+absl::StatusOr<PinnedRooms::Room> PinnedRooms::Take(int64_t bytes) {
+  Room room;
+  {
+    std::lock_guard lock(mutex_);
+    if (!free_.empty()) {
+      room = std::move(free_.back());
+      free_.pop_back();
+    }
+  }
+  if (room.bytes < bytes) {
+    room.memory.reset();
     void* memory = nullptr;
     NIBBLE_RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&memory, bytes, 0), "pinned host memory"));
-    host_.reset(static_cast<char*>(memory));
-    host_bytes_ = bytes;
+    room = {std::unique_ptr<char, Room::Free>(static_cast<char*>(memory)), bytes};
   }
-  return host_.get();
+  return room;
+}
+
+void PinnedRooms::Return(Room room) {
+  std::lock_guard lock(mutex_);
+  free_.push_back(std::move(room));
 }
 
 absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(
     int device, int64_t channels, bool hessians, const ConfigPicks& observe,
-    const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch, cudaStream_t stream) {
+    const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch, PinnedRooms& pinned,
+    cudaStream_t stream) {
   if (channels <= 0 || channels % kBlockSize != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("shape: expected a positive multiple of 16 columns, got ", channels));
@@ -172,7 +188,7 @@ absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(
                                                  " channels on a GPU, got ", channels));
   }
   auto sums = std::make_unique<CudaInputSums>(device, channels, hessians, observe, accumulate,
-                                              std::move(scratch), stream);
+                                              std::move(scratch), pinned, stream);
   NIBBLE_RETURN_IF_ERROR(sums->Prepare());
   return sums;
 }

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/cuda/device_buffer.h"
@@ -20,25 +22,38 @@ class InputScratch {
  public:
   // Until the next call; bytes that nothing else is done with but in the order of `stream`.
   absl::StatusOr<char*> Room(int64_t bytes, cudaStream_t stream);
-  // Host memory that the device copies to without help, until the next call.
-  absl::StatusOr<char*> HostRoom(int64_t bytes);
 
  private:
-  struct FreeHost {
-    void operator()(char* memory) const { cudaFreeHost(memory); }
-  };
   std::optional<DeviceBuffer<char>> memory_;
   cudaStream_t stream_ = nullptr;
-  std::unique_ptr<char, FreeHost> host_;
-  int64_t host_bytes_ = 0;
 };
 
-// For inputs in the memory of the device, which is made the current one. The picks and the stream
-// outlive the result. FailedPrecondition for channels that are no positive multiple of 16,
-// Unimplemented for more than kMaxHessianUnitChannels.
+// Host memory that the device copies to without help. It takes long to come by, so that it is kept:
+// as many pieces as were in use at a time. From any thread.
+class PinnedRooms {
+ public:
+  struct Room {
+    struct Free {
+      void operator()(char* memory) const { cudaFreeHost(memory); }
+    };
+    std::unique_ptr<char, Free> memory;
+    int64_t bytes = 0;
+  };
+  absl::StatusOr<Room> Take(int64_t bytes);
+  void Return(Room room);
+
+ private:
+  std::mutex mutex_;
+  std::vector<Room> free_;
+};
+
+// For inputs in the memory of the device, which is made the current one. The picks, the pinned
+// memory and the stream outlive the result. FailedPrecondition for channels that are no positive
+// multiple of 16, Unimplemented for more than kMaxHessianUnitChannels.
 absl::StatusOr<std::unique_ptr<InputSums>> MakeCudaInputSums(
     int device, int64_t channels, bool hessians, const ConfigPicks& observe,
-    const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch, cudaStream_t stream);
+    const ConfigPicks& accumulate, std::shared_ptr<InputScratch> scratch, PinnedRooms& pinned,
+    cudaStream_t stream);
 
 }  // namespace nibble
 
