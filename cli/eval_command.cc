@@ -14,8 +14,10 @@ EvalCommand::EvalCommand(CLI::App* app) {
       ->required();
   data_.Add(app);
   data_.data->required();
-  AddEnum(app, "--activations", request_.inputs,
-          "how the inputs of W4A4 layers are quantized [per_tensor]");
+  activations_ =
+      AddEnum(app, "--activations", inputs_,
+              "how the inputs of W4A4 layers are quantized [as a model's recipe says, or "
+              "per_tensor]");
   run_.Add(app);
   app->add_flag("--json", json_, "machine-readable, with the sums of each sequence");
   app->add_flag("--quiet", quiet_, "no progress");
@@ -24,6 +26,7 @@ EvalCommand::EvalCommand(CLI::App* app) {
 
 absl::Status EvalCommand::Run() {
   NIBBLE_ASSIGN_OR_RETURN(request_.tokens, data_.Read(request_.models.front()));
+  if (activations_->count() > 0) request_.inputs = inputs_;
   request_.run = run_.Options(backend_);
   NIBBLE_ASSIGN_OR_RETURN(const auto backend, backend_.Make());
   Progress progress(quiet_ ? Progress::Form::kNone : Progress::FormOfStderr());

@@ -16,6 +16,8 @@ class EvalCommand {
 
  private:
   EvaluationRequest request_;
+  CLI::Option* activations_;
+  InputQuantization inputs_ = InputQuantization::kPerTensor;
   DataFlags data_;
   RunFlags run_;
   bool json_ = false, quiet_ = false;

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <set>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -16,6 +19,8 @@
 #include "base/tensor_view.h"
 #include "base/text.h"
 #include "base/uninitialized_vector.h"
+#include "engine/export.h"
+#include "engine/find_recipe.h"
 #include "engine/runnable_model.h"
 #include "model/decoder.h"
 #include "nlohmann/json.hpp"
@@ -89,6 +94,7 @@ Prediction Predict(std::span<const float> first, std::span<const float> logits, 
 struct LayersRun {
   const RunnableModel* model = nullptr;
   std::unique_ptr<QuantizedInputs> inputs;
+  InputQuantization how = InputQuantization::kNone;  // are inputs quantized
   std::unique_ptr<Decoder> decoder;
   std::optional<HiddenStates> hidden;
 };
@@ -114,6 +120,7 @@ class Evaluation {
       for (const auto& [module, scale] : run.model->input_scales()) {
         ++score.quantized_modules;
         score.quantized_inputs += run.inputs->Changes(module);
+        if (score.quantized_inputs > 0) score.inputs = run.how;
       }
       NIBBLE_ASSIGN_OR_RETURN(score.weight_error, WeightError(*first.model, *run.model));
       NIBBLE_ASSIGN_OR_RETURN(score.sequences, Score(first, run));
@@ -146,14 +153,41 @@ class Evaluation {
     return CheckTokenSet(request_.tokens, vocabulary);
   }
 
+  absl::StatusOr<InputQuantization> InputsOf(const std::string& folder) const {
+    if (request_.inputs) return *request_.inputs;
+    const std::string path = absl::StrCat(folder, "/", ToAbsl(kRecipeFile));
+    std::error_code error;
+    if (!std::filesystem::exists(path, error)) return InputQuantization::kPerTensor;
+    NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, FindRecipe(path));
+    std::set<Scheme> schemes;
+    const auto add = [&](const Treatment& treatment) {
+      if (treatment.activations.format != ActivationFormat::kNone) {
+        schemes.insert(treatment.activations.scheme);
+      }
+    };
+    add(recipe.treatment);
+    for (const RecipeRule& rule : recipe.rules) {
+      if (rule.treatment) add(*rule.treatment);
+    }
+    if (schemes.size() > 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(Printable(path),
+                       ": activations: expected one scheme for all modules, got several; say "
+                       "with --activations which to evaluate"));
+    }
+    return schemes.contains(Scheme::kPerToken) ? InputQuantization::kPerToken
+                                               : InputQuantization::kPerTensor;
+  }
+
   absl::StatusOr<LayersRun> RunLayers(const RunnableModel& model) {
     LayersRun run;
     run.model = &model;
     const std::string& path = model.folder().path();
     run.inputs = std::make_unique<QuantizedInputs>(backend_);
+    NIBBLE_ASSIGN_OR_RETURN(run.how, InputsOf(path));
     for (const auto& [module, scale] : model.input_scales()) {
-      if (scale && request_.inputs != InputQuantization::kNone) {
-        run.inputs->Add(module, request_.inputs, *scale);
+      if (scale && run.how != InputQuantization::kNone) {
+        run.inputs->Add(module, run.how, *scale);
       }
     }
     NIBBLE_ASSIGN_OR_RETURN(run.decoder, Decoder::Make(model.config(), model.weights(),
@@ -398,6 +432,13 @@ std::string EvaluationAsText(std::span<const ModelScore> scores) {
     text.erase(text.find_last_not_of(' ') + 1);
     text += "\n";
   }
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (scores[i].inputs == InputQuantization::kNone ||
+        scores[i].inputs == InputQuantization::kPerTensor) {
+      continue;
+    }
+    absl::StrAppend(&text, names[i], ": inputs quantized ", ToAbsl(NameOf(scores[i].inputs)), "\n");
+  }
   if (scores.size() == 1) return text;
 
   text += "by perplexity; each with the difference of its mean loss from the one above:\n";
@@ -426,6 +467,7 @@ std::string EvaluationAsJson(std::span<const ModelScore> scores) {
                               {"weight_error", score.weight_error},
                               {"quantized_modules", score.quantized_modules},
                               {"quantized_inputs", score.quantized_inputs},
+                              {"inputs", NameOf(score.inputs)},
                               {"perplexity", score.perplexity()},
                               {"perplexity_low", PerplexityAt(loss, -loss.margin)},
                               {"perplexity_high", PerplexityAt(loss, loss.margin)},

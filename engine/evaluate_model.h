@@ -15,6 +15,7 @@
 #define NIBBLE_ENGINE_EVALUATE_MODEL_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,8 +31,10 @@ namespace nibble {
 struct EvaluationRequest {
   std::vector<std::string> models;  // folders; at least one, the first is what others are held to
   TokenSet tokens = {};
-  // Of modules whose weights are quantized and that have a stored input scale.
-  InputQuantization inputs = InputQuantization::kPerTensor;
+  // Of modules whose weights are quantized and that have a stored input scale. Where it is not
+  // said: by the scheme of the recipe that a model was made by, which its folder has; else
+  // kPerTensor.
+  std::optional<InputQuantization> inputs = {};
   RunOptions run = {};
 };
 
@@ -56,6 +59,7 @@ struct ModelScore {
   std::string model;
   double bits_per_weight = 0;
   int64_t quantized_modules = 0, quantized_inputs = 0;
+  InputQuantization inputs = InputQuantization::kNone;  // of quantized_inputs
   // Of the quantized weights, against the first model's: sum of squared differences over that of
   // squares. 0 where none is quantized.
   double weight_error = 0;

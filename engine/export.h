@@ -23,6 +23,9 @@ namespace nibble {
 
 inline constexpr std::string_view kWeight = ".weight";  // how the name of a matrix ends
 
+// What a result was made by, for `nibble eval` and whoever asks later; loaders pass it over.
+inline constexpr std::string_view kRecipeFile = "nibble_recipe.yaml";
+
 enum class OutputPart : uint8_t {
   kCopy,         // the source's bytes
   kCodes,        // packed E2M1
@@ -50,7 +53,7 @@ struct OutputTensor {
 // behind the name.
 //
 // Unimplemented where the format cannot hold the row: compressed-tensors has no kExpertColumns,
-// which a plan for it has of gpt-oss alone, whose gate and up take turns and have biases.
+// which a plan for it has of gpt-oss alone: its gate and up take turns.
 absl::StatusOr<std::vector<OutputTensor>> OutputsOf(const PlanRow& row, ExportFormat format);
 
 // The scalar that the format stores for a global amax: ExportableAmax / (6 * e4m3_max), 1 for an

@@ -34,6 +34,7 @@ using OrderedJson = nlohmann::ordered_json;
 
 // What may be under way besides the largest task, so that the next is read while one is computed.
 constexpr int64_t kWindowBytes = int64_t{384} << 20;
+constexpr double kLost = 0.25;  // of the energy of a matrix, that is worth a warning
 
 // Bytes for a place in a tensor of the result.
 struct Piece {
@@ -379,6 +380,24 @@ class QuantizeJob {
     return MakeGroupCalibrator(rows, Choice(), backend, slot.warnings);
   }
 
+  static void AddError(const std::string& name, ModuleKind kind, const ErrorStats& stats,
+                       Slot& slot) {
+    slot.errors.push_back(ErrorOf(name, kind, stats));
+    if (stats.relative_mse() < kLost) return;
+    slot.warnings.push_back(absl::StrCat(
+        name, ": ", static_cast<int>(100 * stats.relative_mse()),
+        " % of its energy is lost: its values differ too much in size from those that share its "
+        "scale, or overflow in the search for one; keep it by a rule, or use the method max"));
+  }
+
+  // Of the i-th row of a task, and of its expert.
+  std::string PlaceIn(const QuantizeTask& task, size_t i) const {
+    const std::string place = PlaceOf(task.rows[i]);
+    if (task.kind != QuantizeTask::kExpert) return place;
+    const bool turned = plan_.rows[task.rows[i]].form == WeightForm::kTurnedExperts;
+    return absl::StrCat(place, ", expert ", task.expert, turned ? " (transposed)" : "");
+  }
+
   absl::Status ComputeMatrices(const QuantizeTask& task, Slot& slot, Backend& backend) {
     NIBBLE_ASSIGN_OR_RETURN(const auto calibrator, CalibratorOf(task, slot, backend));
     std::vector<MatrixView> views;
@@ -392,7 +411,7 @@ class QuantizeJob {
       }
       views.push_back({slot.source[i].data(), row.tensor.dtype, n, k});
       const absl::Status status = calibrator->Collect(views.back(), backend);
-      if (!status.ok()) return Annotate(status, PlaceOf(task.rows[i]));
+      if (!status.ok()) return Annotate(status, PlaceIn(task, i));
     }
     for (size_t i = 0; i < task.rows.size(); ++i) {
       const absl::Status status = [&]() -> absl::Status {
@@ -403,11 +422,11 @@ class QuantizeJob {
         const std::string name = task.kind == QuantizeTask::kExpert
                                      ? absl::StrCat(row.module, "[", task.expert, "]")
                                      : row.module;
-        slot.errors.push_back(ErrorOf(name, row.kind, stats));
+        AddError(name, row.kind, stats, slot);
         slot.packed.push_back(std::move(packed));
         return absl::OkStatus();
       }();
-      if (!status.ok()) return Annotate(status, PlaceOf(task.rows[i]));
+      if (!status.ok()) return Annotate(status, PlaceIn(task, i));
       slot.source[i] = {};
     }
     for (size_t i = 0; i < task.rows.size(); ++i) {
@@ -439,7 +458,8 @@ class QuantizeJob {
       NIBBLE_RETURN_IF_ERROR(load(expert));
       const absl::Status status = calibrator->Collect(view, backend);
       if (!status.ok()) {
-        return Annotate(status, absl::StrCat(PlaceOf(row_index), ", expert ", expert));
+        return Annotate(status,
+                        absl::StrCat(PlaceOf(row_index), ", expert ", expert, " (transposed)"));
       }
     }
     std::vector<std::byte> codes(experts * n * k / 2), scales(experts * n * k / kBlockSize);
@@ -461,7 +481,7 @@ class QuantizeJob {
       }();
       if (!status.ok()) return Annotate(status, PlaceOf(row_index));
     }
-    slot.errors.push_back(ErrorOf(row.module, row.kind, stats));
+    AddError(row.module, row.kind, stats, slot);
     slot.buffers.push_back(std::move(codes));
     slot.buffers.push_back(std::move(scales));
     for (const size_t index : work_.tensors_of[row_index]) {
@@ -572,6 +592,10 @@ class QuantizeJob {
                                       absl::StrCat(output_->path(), "/", name)));
     }
     for (const ConfigFile& file : configs_) NIBBLE_RETURN_IF_ERROR(WriteFile(file.name, file.text));
+    Recipe recipe = request_.recipe;
+    recipe.tuning = {};       // of this machine, and without effect on bytes
+    recipe.calibration = {};  // the calibration's own to tell
+    NIBBLE_RETURN_IF_ERROR(WriteFile(std::string(kRecipeFile), RecipeAsYaml(recipe)));
     if (work_.shards.size() == 1) return absl::OkStatus();
     std::map<std::string, std::string> weight_map;
     uint64_t total = 0;

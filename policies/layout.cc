@@ -308,10 +308,14 @@ void LayoutReader::ReadExperts3D(const ModelTensor& tensor, std::string_view lea
     return;
   }
   WeightForm form = by_partner ? *by_partner : *by_size;
+  // One tensor for all is what loaders of two architectures read, in ModelOpt's form.
   const bool takes_turns = model_.model_type == "gpt_oss";  // even ones gate, odd ones up
-  if (form == WeightForm::kExpertColumns && !takes_turns &&
-      (format_ != ExportFormat::kModelopt || model_.model_type.starts_with("qwen3_vl_moe"))) {
-    form = WeightForm::kTurnedExperts;
+  const bool together = takes_turns || (model_.model_type.starts_with("llama4") &&
+                                        format_ == ExportFormat::kModelopt);
+  if (form == WeightForm::kExpertColumns && !together) form = WeightForm::kTurnedExperts;
+  if (SplitsExperts(form) && Find(absl::StrCat(layout.module, "_bias")) != nullptr) {
+    layout.reason = "experts with biases, for which matrices of their own have no names";
+    return;
   }
   if (SplitsExperts(form) && leaf == "gate_up_proj") {
     if (shape[form == WeightForm::kExpertRows ? 1 : 2] % 2 != 0) {

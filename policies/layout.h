@@ -49,8 +49,8 @@ struct TensorLayout {
 
 class LayoutReader {
  public:
-  // `model` outlives the reader. The format of the result says whether experts [E, K, N] may stay
-  // one tensor.
+  // `model` outlives the reader. The format of the result has a say in whether experts [E, K, N]
+  // stay one tensor.
   LayoutReader(const Model& model, ExportFormat format);
 
   TensorLayout Read(const ModelTensor& tensor) const;

@@ -179,7 +179,7 @@ class Planner {
     MakeGroups();
     NIBBLE_RETURN_IF_ERROR(MakeInputGroups());
     NIBBLE_RETURN_IF_ERROR(CheckNamesOfResult());
-    WarnOfColumns();
+    WarnOfTurnedExperts();
     NIBBLE_RETURN_IF_ERROR(WarnOfIdleRules());
     return std::move(plan_);
   }
@@ -515,31 +515,24 @@ class Planner {
     return absl::OkStatus();
   }
 
-  // Experts of [E, K, N] are one tensor or matrices of gate and up by what is known of llama4,
-  // gpt_oss and Qwen3-VL-MoE.
-  void WarnOfColumns() {
-    for (const char* known : {"llama4", "gpt_oss", "qwen3_vl_moe"}) {
+  // Which half is the gate is known of these models alone.
+  void WarnOfTurnedExperts() {
+    for (const char* known : {"llama4", "qwen3_vl_moe"}) {
       if (model_.model_type.starts_with(known)) return;
     }
     std::vector<std::string> names;
-    WeightForm form = WeightForm::kMatrix;
     for (const PlanRow& row : plan_.rows) {
-      if (!row.quantize ||
-          (row.form != WeightForm::kExpertColumns && row.form != WeightForm::kTurnedExperts)) {
-        continue;
+      if (row.quantize && row.form == WeightForm::kTurnedExperts &&
+          row.module.ends_with("gate_up_proj")) {
+        names.push_back(row.module);
       }
-      names.push_back(row.module);
-      form = row.form;
     }
-    const std::string_view how =
-        form == WeightForm::kExpertColumns
-            ? ": experts of [inputs, outputs] are written as one tensor, as of llama4 and gpt_oss; "
-              "loaders may want one tensor for each expert"
-            : ": experts of [inputs, outputs] are written as one tensor for each, gate taken for "
-              "the first half; the model may have gate and up in turn";
     for (const FoldedNames& fold : FoldNames(names)) {
-      plan_.warnings.push_back(absl::StrCat(Printable(fold.text), ToAbsl(how), " (model_type ",
-                                            Quoted(model_.model_type), ")"));
+      plan_.warnings.push_back(absl::StrCat(
+          Printable(fold.text),
+          ": gate is taken for the first half of [inputs, outputs], up for the second; check that "
+          "the model_type ",
+          Quoted(model_.model_type), " has them so"));
     }
   }
 

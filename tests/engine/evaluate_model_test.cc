@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -208,6 +209,30 @@ TEST_F(EvaluateModelTest, BothFormatsAreOneModel) {
   // One stores multipliers, the other divisors: the last bit of a scale may differ.
   EXPECT_LT(scores[1].divergence().mean, 1e-5);
   EXPECT_NEAR(scores[1].loss().mean, scores[0].loss().mean, 1e-4);
+}
+
+TEST_F(EvaluateModelTest, InputsAreQuantizedAsTheRecipeSays) {
+  Quantize("per_tensor");
+  Quantize("per_token", "nvfp4_per_token");
+  EvaluationRequest request = Request({"model", "per_tensor", "per_token"});
+  request.inputs.reset();
+  const std::vector<ModelScore> scores = Scores(request);
+  EXPECT_EQ(scores[0].inputs, InputQuantization::kNone);
+  EXPECT_EQ(scores[1].inputs, InputQuantization::kPerTensor);
+  EXPECT_EQ(scores[2].inputs, InputQuantization::kPerToken);
+  request.inputs = InputQuantization::kPerToken;
+  EXPECT_EQ(Scores(request)[2].sequences, scores[2].sequences);
+  EXPECT_THAT(EvaluationAsText(scores), HasSubstr("per_token: inputs quantized per_token\n"));
+  // Without the recipe that made it, as checkpoints are made for.
+  std::filesystem::remove(folder_.path("per_token/nibble_recipe.yaml"));
+  request.inputs.reset();
+  EXPECT_EQ(Scores(request)[2].inputs, InputQuantization::kPerTensor);
+  // Of several schemes none is taken.
+  std::ofstream(folder_.path("per_tensor/nibble_recipe.yaml"))
+      << "extends: nvfp4\nrules:\n"
+         "- {match: '*q_proj', use: quantize, activations: {scheme: per_token}}\n";
+  EXPECT_TRUE(IsError(EvaluateModels(request, *Cpu()), absl::StatusCode::kInvalidArgument,
+                      "say with --activations"));
 }
 
 TEST_F(EvaluateModelTest, InputsAreQuantizedAsAskedFor) {

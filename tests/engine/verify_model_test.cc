@@ -536,10 +536,76 @@ TEST_F(VerifyHolesTest, ErrorsSayWhichTensorIsWrong) {
     for (std::byte& b : c.tensors.at(name).bytes) b = (b << 4) | (b >> 4);
   });
   const VerifyReport report = Verify(out_, dir_.path("in"));
-  EXPECT_THAT(report.holes, ElementsAre(HasSubstr("nearer to the source's than zeros")));
+  EXPECT_THAT(report.holes, ElementsAre(HasSubstr("expected the values of the source's")));
   EXPECT_EQ(report.errors[0].name, "model.layers.1.mlp.down_proj");
   EXPECT_GT(report.errors[0].relative_mse, 0.5);
   EXPECT_LT(report.errors[1].relative_mse, 0.02);
+}
+
+// What a loader would take without a word.
+TEST_F(VerifyHolesTest, LostCodesAndScalesAndWrongGlobalScales) {
+  const std::string o = "model.layers.0.self_attn.o_proj.";
+  const auto fill = [](std::byte value, double share = 1) {
+    return [=](Tensor& t) {
+      std::fill_n(t.bytes.begin(), static_cast<size_t>(share * t.bytes.size()), value);
+    };
+  };
+  const auto times = [](float factor) {
+    return [=](Tensor& t) {
+      float value;
+      std::memcpy(&value, t.bytes.data(), sizeof(value));
+      value *= factor;
+      std::memcpy(t.bytes.data(), &value, sizeof(value));
+    };
+  };
+  const struct {
+    const char *part, *said;
+    std::function<void(Tensor&)> change;
+  } kDefects[] = {
+      {"weight", "expected the values", fill(std::byte{0})},
+      {"weight", "expected the values", fill(std::byte{0}, 0.5)},
+      {"weight_scale", "expected the values", fill(std::byte{0x38})},
+      {"weight_scale", "expected the values", fill(std::byte{0x01})},
+      {"weight_scale_2", "expected a multiplier", times(0.01f)},
+      {"weight_scale_2", "expected a multiplier", times(0.5f)},
+      {"weight_scale_2", "expected a multiplier", times(100)},
+  };
+  for (const auto& [part, said, change] : kDefects) {
+    SCOPED_TRACE(absl::StrCat(part, ": ", said));
+    Make(LlamaModel());
+    ChangeTensors(
+        [&, part = part, &change = change](Contents& c) { change(c.tensors.at(o + part)); });
+    EXPECT_THAT(Verify(out_, dir_.path("in")).holes, Contains(HasSubstr(said)));
+  }
+}
+
+TEST_F(VerifyHolesTest, SourcesAreReadAsTheyAreQuantized) {
+  // Beside a model, what belongs to none: Mistral's own form of it.
+  Make(LlamaModel());
+  Contents other;
+  other.tensors["layers.0.attention.wq.weight"] =
+      TensorOf("layers.0.attention.wq.weight", DType::kF32, {2}, {1, 2});
+  Write(dir_.path("in/consolidated.safetensors"), other);
+  EXPECT_THAT(Verify(out_, dir_.path("in")).holes, IsEmpty());
+}
+
+TEST_F(VerifyHolesTest, CopiedFilesAreCompared) {
+  Make(LlamaModel());
+  std::ofstream(out_ + "/tokenizer.json") << "{}";
+  ExpectHole("\"tokenizer.json\": expected the bytes of the source's", true);
+}
+
+TEST_F(VerifyHolesTest, ModeloptGroups) {
+  const auto group = [](OrderedJson& config) -> OrderedJson& {
+    return config["quantization_config"]["config_groups"]["group_0"];
+  };
+  Make(LlamaModel());
+  ChangeJson("config.json", [&](OrderedJson& config) { group(config)["targets"] = {"Foo"}; });
+  ExpectHole("targets [\"Linear\"]");
+  Make(LlamaModel());
+  ChangeJson("config.json",
+             [&](OrderedJson& config) { group(config)["input_activations"]["dynamic"] = true; });
+  ExpectHole("dynamic false");
 }
 
 TEST(VerifyReportTest, TextAndJson) {

@@ -252,6 +252,7 @@ TEST(LayoutTest, TheFormatDecidesWhetherExpertsAreSplit) {
     WeightForm modelopt, compressed_tensors;
   } kExpected[] = {{"llama4", WeightForm::kExpertColumns, WeightForm::kTurnedExperts},
                    {"qwen3_vl_moe", WeightForm::kTurnedExperts, WeightForm::kTurnedExperts},
+                   {"unheard_of", WeightForm::kTurnedExperts, WeightForm::kTurnedExperts},
                    {"gpt_oss", WeightForm::kExpertColumns, WeightForm::kExpertColumns}};
   for (const auto& [model_type, modelopt, compressed_tensors] : kExpected) {
     const Model model = ModelMaker(model_type, 1, 64)
@@ -267,30 +268,19 @@ TEST(LayoutTest, TheFormatDecidesWhetherExpertsAreSplit) {
       EXPECT_EQ(other.cols, leaf == std::string("down_proj") ? 48 : 64);
     }
   }
-  // Gate and up apart are one group once each expert has its own scale.
-  const Model apart = ModelMaker("", 1, 64)
-                          .Add(experts + "gate_proj", {4, 64, 48})
-                          .Add(experts + "up_proj", {4, 64, 48})
-                          .Make();
-  const auto group = [&](const char* leaf, ExportFormat format) {
-    return LayoutIn(apart, experts + leaf, format).fused_group;
-  };
-  EXPECT_EQ(group("gate_proj", ExportFormat::kModelopt), "");
-  EXPECT_EQ(group("gate_proj", ExportFormat::kCompressedTensors), experts + "{gate,up}_proj");
-  EXPECT_EQ(group("up_proj", ExportFormat::kCompressedTensors), experts + "{gate,up}_proj");
 }
 
 TEST(LayoutTest, SquareExpertsAreToldByTheirPartner) {
   // 2F = H: gate_up is a square both ways.
   for (const char* leaf : {"gate_up_proj", "down_proj"}) {
     EXPECT_EQ(ExpertsOf({2, 64, 64}, {2, 64, 32}, 64, leaf).form, WeightForm::kExpertRows);
-    EXPECT_EQ(ExpertsOf({2, 64, 64}, {2, 32, 64}, 64, leaf).form, WeightForm::kExpertColumns);
+    EXPECT_EQ(ExpertsOf({2, 64, 64}, {2, 32, 64}, 64, leaf).form, WeightForm::kTurnedExperts);
     // F = H: down is.
     EXPECT_EQ(ExpertsOf({2, 128, 64}, {2, 64, 64}, 64, leaf).form, WeightForm::kExpertRows);
-    EXPECT_EQ(ExpertsOf({2, 64, 128}, {2, 64, 64}, 64, leaf).form, WeightForm::kExpertColumns);
+    EXPECT_EQ(ExpertsOf({2, 64, 128}, {2, 64, 64}, 64, leaf).form, WeightForm::kTurnedExperts);
     // No hidden size.
     EXPECT_EQ(ExpertsOf({2, 96, 64}, {2, 64, 48}, 0, leaf).form, WeightForm::kExpertRows);
-    EXPECT_EQ(ExpertsOf({2, 64, 96}, {2, 48, 64}, 0, leaf).form, WeightForm::kExpertColumns);
+    EXPECT_EQ(ExpertsOf({2, 64, 96}, {2, 48, 64}, 0, leaf).form, WeightForm::kTurnedExperts);
   }
 }
 
@@ -318,14 +308,17 @@ TEST(LayoutTest, DoesNotGuessTheOrientationOfExperts) {
 }
 
 TEST(LayoutTest, SeparateProjectionsOfAllExpertsAreFused) {
-  const Model model = ModelMaker("", 1, 64)
-                          .Add("layers.0.mlp.experts.gate_proj", {2, 48, 64})
-                          .Add("layers.0.mlp.experts.up_proj", {2, 48, 64})
-                          .Make();
-  const TensorLayout gate = LayoutIn(model, "layers.0.mlp.experts.gate_proj");
-  EXPECT_EQ(gate.form, WeightForm::kExpertRows);
-  EXPECT_EQ(gate.fused_group, "layers.0.mlp.experts.{gate,up}_proj");
-  EXPECT_EQ(gate.fused_group, LayoutIn(model, "layers.0.mlp.experts.up_proj").fused_group);
+  for (const bool turned : {false, true}) {
+    const Shape shape = turned ? Shape{2, 64, 48} : Shape{2, 48, 64};
+    const Model model = ModelMaker("", 1, 64)
+                            .Add("layers.0.mlp.experts.gate_proj", shape)
+                            .Add("layers.0.mlp.experts.up_proj", shape)
+                            .Make();
+    const TensorLayout gate = LayoutIn(model, "layers.0.mlp.experts.gate_proj");
+    EXPECT_EQ(gate.form, turned ? WeightForm::kTurnedExperts : WeightForm::kExpertRows);
+    EXPECT_EQ(gate.fused_group, "layers.0.mlp.experts.{gate,up}_proj");
+    EXPECT_EQ(gate.fused_group, LayoutIn(model, "layers.0.mlp.experts.up_proj").fused_group);
+  }
 }
 
 TEST(NamesModuleTest, AsksForTheModulesOwnLastName) {

@@ -209,20 +209,30 @@ TEST(PlanTest, ExpertsInOneTensor) {
   }
 }
 
-TEST(PlanTest, OtherColumnsOfExpertsAreSaidToBeUnusual) {
+TEST(PlanTest, WhichHalfIsTheGateIsSaidWhereItIsNotKnown) {
   ModelMaker maker("unheard_of", 1, 64);
   maker.Add("layers.0.mlp.experts.gate_up_proj", {4, 64, 96});
   maker.Add("layers.0.mlp.experts.down_proj", {4, 48, 64});
-  Recipe recipe = DefaultRecipe();
-  const Plan plan = PlanOf(recipe, maker.Make());
+  const Plan plan = PlanOf(DefaultRecipe(), maker.Make());
   EXPECT_THAT(plan.warnings,
-              ElementsAre(HasSubstr("experts.down_proj: experts of [inputs, outputs] are written "
-                                    "as one tensor, as of llama4"),
-                          HasSubstr("experts.gate_up_proj: experts of [inputs,")));
+              ElementsAre(HasSubstr("experts.gate_up_proj: gate is taken for the first half")));
   EXPECT_EQ(Quantized(plan).size(), 2u);
-  recipe.output.format = ExportFormat::kCompressedTensors;
-  EXPECT_THAT(PlanOf(recipe, maker.Make()).warnings,
-              Each(HasSubstr("as one tensor for each, gate taken for the first half")));
+}
+
+TEST(PlanTest, ExpertsWithBiasesAreKeptWhereTheyWouldBeSplit) {
+  for (const char* model_type : {"unheard_of", "gpt_oss"}) {
+    ModelMaker maker(model_type, 1, 64);
+    maker.Add("layers.0.mlp.experts.gate_up_proj", {4, 64, 96});
+    maker.Add("layers.0.mlp.experts.gate_up_proj_bias", {4, 96});
+    maker.Add("layers.0.mlp.experts.down_proj", {4, 48, 64});
+    maker.Add("layers.0.mlp.experts.down_proj_bias", {4, 64});
+    maker.Add("layers.0.self_attn.o_proj.weight", {64, 64});
+    const Plan plan = PlanOf(DefaultRecipe(), maker.Make());
+    const bool together = std::string(model_type) == "gpt_oss";
+    EXPECT_EQ(Quantized(plan).size(), together ? 3u : 1u);
+    EXPECT_EQ(plan.warnings.size(), together ? 0u : 2u);
+    EXPECT_THAT(plan.warnings, Each(HasSubstr("experts with biases")));
+  }
 }
 
 // Experts [E, K, N] of which each becomes matrices of its own: bytes, names that they must not
