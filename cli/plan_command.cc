@@ -6,6 +6,7 @@
 #include "base/status.h"
 #include "engine/plan_report.h"
 #include "engine/read_model.h"
+#include "engine/tuning_choice.h"
 #include "io/model_folder.h"
 #include "policies/plan.h"
 
@@ -23,6 +24,7 @@ PlanCommand::PlanCommand(CLI::App* app) {
 
 absl::Status PlanCommand::Run() {
   NIBBLE_ASSIGN_OR_RETURN(const Recipe rules, recipe.Load());
+  NIBBLE_RETURN_IF_ERROR(CheckTuning(rules.tuning, CudaTunableOps()));
   NIBBLE_ASSIGN_OR_RETURN(const ModelFolder folder, ModelFolder::Open(model));
   NIBBLE_ASSIGN_OR_RETURN(const Model what, ReadModel(folder));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, MakePlan(rules, what, {.strict = strict}));

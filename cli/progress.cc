@@ -48,10 +48,12 @@ void Progress::ShowLine(double share, const std::string& text) {
     std::fprintf(stderr, "%s\n", line.c_str());
     return;
   }
-  constexpr size_t kBar = 20;
-  const size_t full = static_cast<size_t>(share * kBar);
-  line = absl::StrCat("[", std::string(full, '#'), std::string(kBar - full, '.'), "]", line);
-  line.resize(std::min(line.size(), TerminalWidth() - 1));
+  constexpr size_t kBar = 20, kWithBar = 80;
+  const size_t full = static_cast<size_t>(share * kBar), width = TerminalWidth();
+  if (width >= kWithBar) {
+    line = absl::StrCat("[", std::string(full, '#'), std::string(kBar - full, '.'), "]", line);
+  }
+  line.resize(std::min(line.size(), width - 1));
   std::fprintf(stderr, "\r\x1b[K%s", line.c_str());
   std::fflush(stderr);
   open_line_ = true;

@@ -57,9 +57,7 @@ std::string List(const std::set<int>& values) {
   return values.empty() ? "none" : absl::StrJoin(values, ", ");
 }
 
-}  // namespace
-
-absl::Status CheckTuning(const Recipe::Tuning& tuning, const std::vector<TunableOp>& ops) {
+absl::Status CheckShapes(const Recipe::Tuning& tuning, const std::vector<TunableOp>& ops) {
   std::set<int> warps, blocks, blocks_with_warps;
   for (const TunableOp& op : ops) {
     for (const std::string& config : op.configs) {
@@ -86,6 +84,16 @@ absl::Status CheckTuning(const Recipe::Tuning& tuning, const std::vector<Tunable
                                                    " warps, got ", *tuning.blocks_per_program));
   }
   return absl::OkStatus();
+}
+
+absl::Status AtItsPlace(absl::Status status, const Recipe::Tuning& tuning) {
+  return status.ok() || tuning.place.empty() ? status : Annotate(status, tuning.place);
+}
+
+}  // namespace
+
+absl::Status CheckTuning(const Recipe::Tuning& tuning, const std::vector<TunableOp>& ops) {
+  return AtItsPlace(CheckShapes(tuning, ops), tuning);
 }
 
 absl::StatusOr<TuningStore> ChooseLaunchShapes(const Recipe::Tuning& tuning,
@@ -121,11 +129,13 @@ absl::StatusOr<TuningStore> LoadPicks(const Recipe::Tuning& tuning) {
   if (tuning.store.empty()) return LoadTuning(UserTuningPath());
   std::error_code error;
   if (!std::filesystem::exists(tuning.store, error)) {
-    return absl::NotFoundError(absl::StrCat("tuning.store: expected a store of picks, got ",
-                                            Quoted(tuning.store), ", which is not there"));
+    return AtItsPlace(
+        absl::NotFoundError(absl::StrCat("tuning.store: expected a store of picks, got ",
+                                         Quoted(tuning.store), ", which is not there")),
+        tuning);
   }
   absl::StatusOr<TuningStore> picks = LoadTuning(tuning.store);
-  if (!picks.ok()) return Annotate(picks.status(), "tuning.store");
+  if (!picks.ok()) return AtItsPlace(Annotate(picks.status(), "tuning.store"), tuning);
   return picks;
 }
 

@@ -388,18 +388,21 @@ absl::StatusOr<DecoderConfig> ReadConfig(const Json& json) {
   return config;
 }
 
+absl::StatusOr<DecoderConfig> ParseConfig(const std::string& config_json) {
+  NIBBLE_ASSIGN_OR_RETURN(const Json json, ParseJsonObject(config_json));
+  return ReadConfig(json);
+}
+
 }  // namespace
 
 absl::StatusOr<DecoderConfig> ReadDecoderConfig(const std::string& config_json) {
-  const absl::StatusOr<Json> json = ParseJsonObject(config_json);
-  if (!json.ok()) return Annotate(json.status(), "config.json");
-  absl::StatusOr<DecoderConfig> config = ReadConfig(*json);
+  absl::StatusOr<DecoderConfig> config = ParseConfig(config_json);
   if (!config.ok()) return Annotate(config.status(), "config.json");
   return config;
 }
 
 absl::StatusOr<DecoderConfig> ReadDecoderConfig(const ModelFolder& folder) {
-  absl::StatusOr<DecoderConfig> config = ReadDecoderConfig(folder.config_json());
+  absl::StatusOr<DecoderConfig> config = ParseConfig(folder.config_json());
   if (!config.ok()) return Annotate(config.status(), Printable(folder.path() + "/config.json"));
   return config;
 }

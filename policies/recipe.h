@@ -146,7 +146,13 @@ struct Recipe {
   struct Tuning {
     std::optional<int> blocks_per_program, warps;  // only launch shapes that have them
     std::string store;                             // a file of picks; empty: the user's
-    friend bool operator==(const Tuning&, const Tuning&) = default;
+    std::string place = {};                        // "file:line:column", for messages
+
+    // Everything but the place.
+    friend bool operator==(const Tuning& a, const Tuning& b) {
+      return a.blocks_per_program == b.blocks_per_program && a.warps == b.warps &&
+             a.store == b.store;
+    }
   } tuning;
   NonFinite nonfinite = NonFinite::kError;
 

@@ -530,6 +530,7 @@ absl::StatusOr<Recipe> ReadRecipe(const YamlPtr& document, const std::string& de
         }},
        {"tuning",
         [&](const Value& map) {
+          recipe.tuning.place = map->place;
           return ReadMap(map, {{"blocks_per_program", ToChoice(recipe.tuning.blocks_per_program)},
                                {"warps", ToChoice(recipe.tuning.warps)},
                                {"store", ToString(recipe.tuning.store)}});

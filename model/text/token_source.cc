@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "base/dtype.h"
 #include "base/status.h"
 #include "base/text.h"
@@ -199,13 +200,18 @@ absl::StatusOr<TokenFormat> TokenFormatOf(const std::string& path) {
       {".safetensors", TokenFormat::kSafetensors},
       {".u16", TokenFormat::kUint16},
       {".u32", TokenFormat::kUint32}};
+  const std::string lower = absl::AsciiStrToLower(path);
   for (const auto& [ending, format] : kEndings) {
-    if (path.ends_with(ending)) return format;
+    if (lower.ends_with(ending)) return format;
   }
-  if (path.ends_with(".json") || path.ends_with(".bin")) {
+  for (const char* ending :
+       {".json", ".bin", ".parquet", ".arrow", ".npy", ".gz", ".zst", ".zip"}) {
+    if (!lower.ends_with(ending)) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat(Printable(path), ": expected a format with it, one of ",
-                     NamesOf<TokenFormat>(), ", as its name may mean several"));
+        absl::StrCat(Printable(path),
+                     ": expected a name that says what is in it: *.txt, *.jsonl, *.safetensors, "
+                     "*.u16 or *.u32, got *",
+                     ending, "; rename or convert it"));
   }
   return TokenFormat::kText;
 }

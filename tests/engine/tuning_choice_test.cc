@@ -30,7 +30,10 @@ std::vector<TunableOp> Ops() {
 }
 
 Recipe::Tuning Asked(std::optional<int> blocks_per_program, std::optional<int> warps) {
-  return {.blocks_per_program = blocks_per_program, .warps = warps, .store = ""};
+  Recipe::Tuning tuning;
+  tuning.blocks_per_program = blocks_per_program;
+  tuning.warps = warps;
+  return tuning;
 }
 
 // The config that an operation launches.
@@ -120,6 +123,15 @@ TEST(LoadPicksTest, TheStoreMustBeThere) {
   EXPECT_TRUE(IsError(LoadPicks(tuning), absl::StatusCode::kDataLoss, "tuning.store: "));
   std::ofstream(tuning.store) << TuningStore().Format();
   EXPECT_TRUE(LoadPicks(tuning).ok());
+}
+
+TEST(CheckTuningTest, SaysWhereItWasAskedFor) {
+  Recipe::Tuning tuning = Asked(std::nullopt, 3);
+  EXPECT_TRUE(IsError(CheckTuning(tuning, Ops()), absl::StatusCode::kInvalidArgument,
+                      "tuning.warps: expected one of"));
+  tuning.place = "r.yaml:2:9";
+  EXPECT_TRUE(IsError(CheckTuning(tuning, Ops()), absl::StatusCode::kInvalidArgument,
+                      "r.yaml:2:9: tuning.warps: expected one of"));
 }
 
 }  // namespace

@@ -197,9 +197,10 @@ TEST_F(TokenSourceTest, KnowsFormatsByTheEndOfTheName) {
   EXPECT_EQ(*TokenFormatOf("a.safetensors"), TokenFormat::kSafetensors);
   EXPECT_EQ(*TokenFormatOf("a.u16"), TokenFormat::kUint16);
   EXPECT_EQ(*TokenFormatOf("a.u32"), TokenFormat::kUint32);
-  for (const char* path : {"a.json", "a.bin"}) {
+  EXPECT_EQ(*TokenFormatOf("A.JSONL"), TokenFormat::kJsonl);
+  for (const char* path : {"a.json", "a.bin", "a.parquet", "a.txt.gz"}) {
     EXPECT_TRUE(IsError(TokenFormatOf(path), absl::StatusCode::kInvalidArgument,
-                        "one of text, jsonl, safetensors, u16 or u32"));
+                        "*.safetensors, *.u16 or *.u32, got *"));
   }
 }
 
