@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <utility>
@@ -34,6 +35,7 @@ using OrderedJson = nlohmann::ordered_json;
 
 // What may be under way besides the largest task, so that the next is read while one is computed.
 constexpr int64_t kWindowBytes = int64_t{384} << 20;
+constexpr size_t kSpareBytes = size_t{256} << 20;
 constexpr double kLost = 0.25;  // of the energy of a matrix, that is worth a warning
 
 // Bytes for a place in a tensor of the result.
@@ -43,9 +45,48 @@ struct Piece {
   std::span<const std::byte> bytes;
 };
 
+using Buffer = std::vector<std::byte>;
+
+// Memory of tasks that are done, for those to come: fresh memory takes longer to come by than it
+// takes to read weights into it. From any thread.
+class SpareBuffers {
+ public:
+  Buffer Take(size_t bytes) {
+    Buffer buffer;
+    {
+      std::lock_guard lock(mutex_);
+      const auto fits = spare_.lower_bound(bytes);
+      if (fits != spare_.end() && fits->first / 2 <= bytes) {
+        held_ -= fits->first;
+        buffer = std::move(fits->second);
+        spare_.erase(fits);
+      }
+    }
+    buffer.resize(bytes);
+    return buffer;
+  }
+
+  void Return(Buffer buffer) {
+    const size_t bytes = buffer.capacity();
+    if (bytes == 0) return;
+    std::lock_guard lock(mutex_);
+    held_ += bytes;
+    spare_.emplace(bytes, std::move(buffer));
+    while (held_ > kSpareBytes) {  // the smallest are the soonest replaced
+      held_ -= spare_.begin()->first;
+      spare_.erase(spare_.begin());
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  size_t held_ = 0;
+  std::multimap<size_t, Buffer> spare_;  // by capacity
+};
+
 // What a task holds on its way.
 struct Slot {
-  std::vector<std::vector<std::byte>> source;  // one a row
+  std::vector<Buffer> source;  // one a row
   std::vector<PackedTensor> packed;
   std::vector<std::vector<std::byte>> buffers;
   std::vector<Piece> pieces;
@@ -60,8 +101,8 @@ struct ShardState {
   std::vector<std::string> warnings = {};
 };
 
-template <typename T>
-std::span<const std::byte> BytesOf(const std::vector<T>& values) {
+template <typename Vector>
+std::span<const std::byte> BytesOf(const Vector& values) {
   return std::as_bytes(std::span(values));
 }
 
@@ -216,16 +257,16 @@ class QuantizeJob {
   }
 
   // Bytes [begin, end) of a row's tensor.
-  absl::Status Read(int row, uint64_t begin, uint64_t end, std::vector<std::byte>& out) const {
+  absl::Status Read(int row, uint64_t begin, uint64_t end, Buffer& out) {
     const FolderTensor* tensor = folder_->Find(TensorOf(row).name);
-    out.resize(end - begin);
+    if (out.size() != end - begin) out = spare_.Take(end - begin);
     return folder_->ReaderOf(*tensor).ReadRange(*tensor->info, begin, out);
   }
 
   // Of the tensors that are to be quantized, those that hold NaN or infinity.
-  absl::StatusOr<std::set<std::string>> FindNonFinite() const {
+  absl::StatusOr<std::set<std::string>> FindNonFinite() {
     std::set<std::string> found;
-    std::vector<std::byte> chunk;
+    Buffer chunk;
     for (size_t i = 0; i < plan_.rows.size(); ++i) {
       const PlanRow& row = plan_.rows[i];
       if (!row.quantize) continue;
@@ -405,9 +446,10 @@ class QuantizeJob {
       const PlanRow& row = plan_.rows[task.rows[i]];
       const auto [n, k] = MatrixShapeOf(row);
       if (row.form == WeightForm::kTurnedExperts) {
-        std::vector<std::byte> turned(slot.source[i].size());
+        Buffer turned = spare_.Take(slot.source[i].size());
         Transpose(slot.source[i].data(), k, n, DTypeBytes(row.tensor.dtype), turned.data());
-        slot.source[i] = std::move(turned);
+        std::swap(slot.source[i], turned);
+        spare_.Return(std::move(turned));
       }
       views.push_back({slot.source[i].data(), row.tensor.dtype, n, k});
       const absl::Status status = calibrator->Collect(views.back(), backend);
@@ -427,7 +469,7 @@ class QuantizeJob {
         return absl::OkStatus();
       }();
       if (!status.ok()) return Annotate(status, PlaceIn(task, i));
-      slot.source[i] = {};
+      spare_.Return(std::exchange(slot.source[i], {}));
     }
     for (size_t i = 0; i < task.rows.size(); ++i) {
       for (const size_t index : work_.tensors_of[task.rows[i]]) {
@@ -445,7 +487,7 @@ class QuantizeJob {
     const PlanRow& row = plan_.rows[row_index];
     const auto [n, k] = MatrixShapeOf(row);
     const int64_t experts = row.tensor.shape[0], element = DTypeBytes(row.tensor.dtype);
-    std::vector<std::byte> source, turned(n * k * element);
+    Buffer source, turned = spare_.Take(n * k * element);
     const MatrixView view = {turned.data(), row.tensor.dtype, n, k};
     const auto load = [&, n = n, k = k](int64_t expert) -> absl::Status {
       const uint64_t bytes = static_cast<uint64_t>(n * k * element);
@@ -481,6 +523,8 @@ class QuantizeJob {
       }();
       if (!status.ok()) return Annotate(status, PlaceOf(row_index));
     }
+    spare_.Return(std::move(source));
+    spare_.Return(std::move(turned));
     AddError(row.module, row.kind, stats, slot);
     slot.buffers.push_back(std::move(codes));
     slot.buffers.push_back(std::move(scales));
@@ -550,6 +594,7 @@ class QuantizeJob {
       NIBBLE_RETURN_IF_ERROR(writer->second->Write(piece.output->index, piece.offset, piece.bytes));
     }
     // What stays of the task: the figures.
+    for (Buffer& buffer : slot.source) spare_.Return(std::move(buffer));
     Slot figures;
     figures.errors = std::move(slot.errors);
     figures.warnings = std::move(slot.warnings);
@@ -647,6 +692,7 @@ class QuantizeJob {
   QuantizeWork work_;
   std::vector<ShardState> states_;  // one a shard
   std::vector<Slot> slots_;         // one a task
+  SpareBuffers spare_;
 
   std::optional<OutputFolder> output_;
   std::map<int, std::optional<SafetensorsWriter>> writers_;  // of shards that are being written
