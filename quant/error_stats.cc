@@ -16,17 +16,28 @@ ExactSum::ExactSum(std::span<const int64_t, kExactDigits> digits) {
 
 void ExactSum::Add(double x) {
   const ExactTerm term = SplitExact(x);
-  NIBBLE_CHECK(term.shift >= 0 && term.shift / 32 + 2 < kExactDigits);
-  const unsigned __int128 wide = static_cast<unsigned __int128>(term.mantissa) << (term.shift % 32);
-  const int64_t sign = term.negative ? -1 : 1;
-  for (int i = 0; i < 3; ++i) {
-    digits_[term.shift / 32 + i] +=
-        sign * static_cast<int64_t>(static_cast<uint32_t>(wide >> (32 * i)));
+  if (term.mantissa == 0) return;
+  NIBBLE_CHECK(term.shift >= 0 && term.shift / 32 + kOpenDigits <= kExactDigits);
+  if (const int at = term.shift - 32 * base_; at < 0 || at >= kOpenShift) {
+    Flush();
+    base_ = term.shift / 32;
   }
+  const __int128 wide = static_cast<__int128>(term.mantissa) << (term.shift - 32 * base_);
+  open_ += term.negative ? -wide : wide;
   if (++adds_ == kAddsBeforeCarry) Carry();
 }
 
+void ExactSum::Flush() {
+  if (open_ == 0) return;
+  for (int i = 0; i < kOpenDigits - 1; ++i, open_ >>= 32) {
+    digits_[base_ + i] += static_cast<uint32_t>(open_);
+  }
+  digits_[base_ + kOpenDigits - 1] += static_cast<int64_t>(open_);  // with its sign
+  open_ = 0;
+}
+
 void ExactSum::Carry() {
+  Flush();
   CarryExact(digits_.data());
   adds_ = 1;
 }

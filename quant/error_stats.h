@@ -27,10 +27,17 @@ class ExactSum {
 
  private:
   static constexpr int kAddsBeforeCarry = 1 << 29;
+  static constexpr int kOpenDigits = 4;
+  static constexpr int kOpenShift = 44;  // of a mantissa in it: 53 + 44 + 29 bits
 
+  void Flush();
   void Carry();
 
+  // The sum is that of the digits and of open_ * 2^(32 * base_ + kExactLowestBit): terms of like
+  // size take one addition.
   std::array<int64_t, kExactDigits> digits_ = {};
+  __int128 open_ = 0;
+  int base_ = 0;
   int adds_ = 0;
 };
 
