@@ -22,6 +22,7 @@
 #include "engine/export.h"
 #include "engine/find_recipe.h"
 #include "engine/runnable_model.h"
+#include "io/json_object.h"
 #include "model/decoder.h"
 #include "nlohmann/json.hpp"
 
@@ -120,8 +121,8 @@ class Evaluation {
       for (const auto& [module, scale] : run.model->input_scales()) {
         ++score.quantized_modules;
         score.quantized_inputs += run.inputs->Changes(module);
-        if (score.quantized_inputs > 0) score.inputs = run.how;
       }
+      if (score.quantized_inputs > 0) score.inputs = run.how;
       NIBBLE_ASSIGN_OR_RETURN(score.weight_error, WeightError(*first.model, *run.model));
       NIBBLE_ASSIGN_OR_RETURN(score.sequences, Score(first, run));
       scores.push_back(std::move(score));
@@ -304,9 +305,7 @@ class Evaluation {
 };
 
 OrderedJson ToJson(const Estimate& estimate) {
-  OrderedJson json = {{"mean", estimate.mean}, {"margin", nullptr}};
-  if (std::isfinite(estimate.margin)) json["margin"] = estimate.margin;
-  return json;
+  return {{"mean", estimate.mean}, {"margin", FiniteOrNull(estimate.margin)}};
 }
 
 // Perplexities at the ends of the loss's interval; null where there is none.

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "base/text.h"
 #include "engine/quantize_model.h"
+#include "io/json_object.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -67,13 +68,12 @@ double BitsPerWeight(int64_t bytes, int64_t weights) {
 }
 
 nlohmann::ordered_json ErrorAsJson(const TensorError& e) {
-  nlohmann::ordered_json json = {{"weights", e.weights}, {"relative_mse", e.relative_mse()}};
-  // JSON has no infinity: the SQNR of a tensor without error is null.
-  json["sqnr_db"] = std::isfinite(e.sqnr_db()) ? nlohmann::ordered_json(e.sqnr_db()) : nullptr;
-  json["max_error"] = e.max_error;
-  json["saturated"] = e.saturated;
-  json["flushed_to_zero"] = e.flushed;
-  return json;
+  return {{"weights", e.weights},
+          {"relative_mse", e.relative_mse()},
+          {"sqnr_db", FiniteOrNull(e.sqnr_db())},
+          {"max_error", e.max_error},
+          {"saturated", e.saturated},
+          {"flushed_to_zero", e.flushed}};
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -101,8 +102,8 @@ struct ShardState {
   std::vector<std::string> warnings = {};
 };
 
-template <typename Vector>
-std::span<const std::byte> BytesOf(const Vector& values) {
+template <typename T>
+std::span<const std::byte> BytesOf(const std::vector<T>& values) {
   return std::as_bytes(std::span(values));
 }
 
@@ -256,15 +257,14 @@ class QuantizeJob {
     return absl::StrCat(folder_->ReaderOf(*tensor).path(), ": tensor ", Quoted(TensorOf(row).name));
   }
 
-  // Bytes [begin, end) of a row's tensor.
-  absl::Status Read(int row, uint64_t begin, uint64_t end, Buffer& out) {
+  // The bytes of a row's tensor from `begin` on.
+  absl::Status Read(int row, uint64_t begin, std::span<std::byte> out) const {
     const FolderTensor* tensor = folder_->Find(TensorOf(row).name);
-    if (out.size() != end - begin) out = spare_.Take(end - begin);
     return folder_->ReaderOf(*tensor).ReadRange(*tensor->info, begin, out);
   }
 
   // Of the tensors that are to be quantized, those that hold NaN or infinity.
-  absl::StatusOr<std::set<std::string>> FindNonFinite() {
+  absl::StatusOr<std::set<std::string>> FindNonFinite() const {
     std::set<std::string> found;
     Buffer chunk;
     for (size_t i = 0; i < plan_.rows.size(); ++i) {
@@ -272,8 +272,8 @@ class QuantizeJob {
       if (!row.quantize) continue;
       const int64_t bytes = BytesOfTensor(row.tensor);
       for (int64_t begin = 0; begin < bytes; begin += kReadBytes) {
-        const int64_t end = std::min(begin + kReadBytes, bytes);
-        NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, end, chunk));
+        chunk.resize(std::min<int64_t>(kReadBytes, bytes - begin));
+        NIBBLE_RETURN_IF_ERROR(Read(static_cast<int>(i), begin, chunk));
         if (!FirstNonFinite(row.tensor.dtype, chunk)) continue;
         found.insert(row.tensor.name);
         break;
@@ -378,7 +378,8 @@ class QuantizeJob {
         begin = task.expert * bytes;
         end = begin + bytes;
       }
-      NIBBLE_RETURN_IF_ERROR(Read(task.rows[i], begin, end, slot.source[i]));
+      slot.source[i] = spare_.Take(end - begin);
+      NIBBLE_RETURN_IF_ERROR(Read(task.rows[i], begin, slot.source[i]));
     }
     return absl::OkStatus();
   }
@@ -431,12 +432,14 @@ class QuantizeJob {
         "scale, or overflow in the search for one; keep it by a rule, or use the method max"));
   }
 
-  // Of the i-th row of a task, and of its expert.
+  std::string PlaceOfExpert(int row, int64_t expert) const {
+    const bool turned = plan_.rows[row].form != WeightForm::kExpertRows;
+    return absl::StrCat(PlaceOf(row), ", expert ", expert, turned ? " (transposed)" : "");
+  }
+  // Of the i-th row of a task.
   std::string PlaceIn(const QuantizeTask& task, size_t i) const {
-    const std::string place = PlaceOf(task.rows[i]);
-    if (task.kind != QuantizeTask::kExpert) return place;
-    const bool turned = plan_.rows[task.rows[i]].form == WeightForm::kTurnedExperts;
-    return absl::StrCat(place, ", expert ", task.expert, turned ? " (transposed)" : "");
+    return task.kind == QuantizeTask::kExpert ? PlaceOfExpert(task.rows[i], task.expert)
+                                              : PlaceOf(task.rows[i]);
   }
 
   absl::Status ComputeMatrices(const QuantizeTask& task, Slot& slot, Backend& backend) {
@@ -448,8 +451,7 @@ class QuantizeJob {
       if (row.form == WeightForm::kTurnedExperts) {
         Buffer turned = spare_.Take(slot.source[i].size());
         Transpose(slot.source[i].data(), k, n, DTypeBytes(row.tensor.dtype), turned.data());
-        std::swap(slot.source[i], turned);
-        spare_.Return(std::move(turned));
+        spare_.Return(std::exchange(slot.source[i], std::move(turned)));
       }
       views.push_back({slot.source[i].data(), row.tensor.dtype, n, k});
       const absl::Status status = calibrator->Collect(views.back(), backend);
@@ -487,11 +489,10 @@ class QuantizeJob {
     const PlanRow& row = plan_.rows[row_index];
     const auto [n, k] = MatrixShapeOf(row);
     const int64_t experts = row.tensor.shape[0], element = DTypeBytes(row.tensor.dtype);
-    Buffer source, turned = spare_.Take(n * k * element);
+    Buffer source = spare_.Take(n * k * element), turned = spare_.Take(source.size());
     const MatrixView view = {turned.data(), row.tensor.dtype, n, k};
     const auto load = [&, n = n, k = k](int64_t expert) -> absl::Status {
-      const uint64_t bytes = static_cast<uint64_t>(n * k * element);
-      NIBBLE_RETURN_IF_ERROR(Read(row_index, expert * bytes, (expert + 1) * bytes, source));
+      NIBBLE_RETURN_IF_ERROR(Read(row_index, expert * source.size(), source));
       Transpose(source.data(), k, n, static_cast<int>(element), turned.data());
       return absl::OkStatus();
     };
@@ -499,10 +500,7 @@ class QuantizeJob {
     for (int64_t expert = 0; expert < experts; ++expert) {
       NIBBLE_RETURN_IF_ERROR(load(expert));
       const absl::Status status = calibrator->Collect(view, backend);
-      if (!status.ok()) {
-        return Annotate(status,
-                        absl::StrCat(PlaceOf(row_index), ", expert ", expert, " (transposed)"));
-      }
+      if (!status.ok()) return Annotate(status, PlaceOfExpert(row_index, expert));
     }
     std::vector<std::byte> codes(experts * n * k / 2), scales(experts * n * k / kBlockSize);
     ErrorStats stats;

@@ -208,6 +208,10 @@ void CheckIndex(const Folder& folder, Holes& holes, VerifyReport& report) {
 
 // --- Tensors of quantized matrices --------------------------------------------------------------
 
+std::string ModuleOf(const std::string& tensor) {
+  return tensor.ends_with(".weight") ? tensor.substr(0, tensor.size() - 7) : tensor;
+}
+
 // A quantized matrix, or a stack of them in the orientation of batched products.
 struct Matrix {
   std::string module;  // the name before ".weight", or the parameter's own
@@ -252,7 +256,7 @@ class Matrices {
         break;
       }
       if (modelopt && name.ends_with(".weight") && place.info->dtype == DType::kU8) {
-        Set(OfModule(name.substr(0, name.size() - 7)), kCodes, place);
+        Set(OfModule(ModuleOf(name)), kCodes, place);
       }
     }
     if (!modelopt) return;
@@ -685,7 +689,7 @@ std::vector<Expectation> ExpectationsOf(const Folder& folder, const Matrices& ma
         containers[container].insert(false);
       }
     } else if (LooksLikeLinear(*place.info)) {
-      modules[name.substr(0, name.size() - 7)] = false;
+      modules[ModuleOf(name)] = false;
     }
   }
   std::vector<Expectation> expectations;
@@ -850,10 +854,6 @@ absl::StatusOr<std::vector<std::byte>> ReadPart(const Place& place, uint64_t off
   return part;
 }
 
-std::string ModuleOf(const std::string& tensor) {
-  return tensor.ends_with(".weight") ? tensor.substr(0, tensor.size() - 7) : tensor;
-}
-
 // One of the matrices that a tensor of the source became, and where in it it was.
 struct SourcePiece {
   const Matrix* matrix;
@@ -869,8 +869,8 @@ struct Meter {
   ThreadPool* pool = nullptr;
   std::span<const float> moments = {};
   ErrorStats stats = {};
-  ErrorStats plain =
-      {};          // of scales from each block's largest magnitude, under the same global one
+  // Of scales from each block's largest magnitude, under the same global one.
+  ErrorStats plain = {};
   float amax = 0;  // of the source
   OutputError output = {};
 };
@@ -991,16 +991,16 @@ std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Folder& folder
   }
   if (shape.size() != 3) return {};
   const SplitExperts split = SplitOf(module);
-  std::optional<bool> turned = AreTurned(source, split, matrices);
-  if (!turned) {  // a square: as its sibling is
+  std::optional<bool> told = AreTurned(source, split, matrices);
+  if (!told) {  // a square: as its sibling is
     const char* sibling = split.names.size() == 2 ? "down_proj" : "gate_up_proj";
     const Place* other = folder.Find(absl::StrCat(split.parent, sibling, ToAbsl(suffix)));
     if (other != nullptr) {
-      turned = AreTurned(*other->info, SplitOf(split.parent + sibling), matrices);
+      told = AreTurned(*other->info, SplitOf(split.parent + sibling), matrices);
     }
   }
-  const int64_t n = shape[turned.value_or(false) ? 2 : 1],
-                k = shape[turned.value_or(false) ? 1 : 2];
+  const bool turned = told.value_or(false);
+  const int64_t n = shape[turned ? 2 : 1], k = shape[turned ? 1 : 2];
   const int64_t rows = n / static_cast<int64_t>(split.names.size());
   std::vector<SourcePiece> pieces;
   for (int64_t e = 0; e < shape[0]; ++e) {
@@ -1009,7 +1009,7 @@ std::vector<SourcePiece> PiecesOf(const TensorInfo& source, const Folder& folder
       const int64_t first_row = static_cast<int64_t>(i) * rows;
       if (part == nullptr) {
         complete = false;
-      } else if (turned.value_or(false)) {
+      } else if (turned) {
         pieces.push_back({part, e * n * k, rows, k, n, first_row});
       } else {
         pieces.push_back({part, (e * n + first_row) * k, rows, k});
@@ -1227,7 +1227,6 @@ absl::StatusOr<std::set<std::string>> CompareFolders(const Folder& source, const
   return quantized;
 }
 
-// Everything in config.json but quantizations, and small files that a model is useless without.
 bool HaveSameBytes(const std::string& a, const std::string& b) {
   std::error_code error;
   if (fs::file_size(a, error) != fs::file_size(b, error) || error) return false;
@@ -1243,6 +1242,8 @@ bool HaveSameBytes(const std::string& a, const std::string& b) {
   return one.eof() && other.eof();
 }
 
+// Everything in config.json but quantizations, and all other files that were copied; some a model
+// is useless without.
 void CompareFiles(const ModelFolder& model, const std::string& result, Holes& holes) {
   const std::string& source = model.path();
   const auto without_quantization = [](Json config) {
@@ -1343,8 +1344,7 @@ absl::StatusOr<VerifyReport> VerifyModel(const std::string& path, const VerifyOp
       holes.Add("tensor ", Quoted(name), ": expected nothing of an earlier quantization, got it");
       break;
     }
-    if (!modelopt && name.ends_with(".weight") &&
-        matrices.Find(name.substr(0, name.size() - 7)) != nullptr) {
+    if (!modelopt && name.ends_with(".weight") && matrices.Find(ModuleOf(name)) != nullptr) {
       holes.Add("tensor ", Quoted(name), ": expected none beside its quantized form, got it");
     }
   }
@@ -1426,11 +1426,6 @@ std::string WithoutMomentsLine(const VerifyReport& report) {
     names.push_back("and others, which --json names");
   }
   return absl::StrCat(line, ", not in the output error: ", absl::StrJoin(names, ", "), "\n");
-}
-
-// JSON has no infinity, which is the ratio to a perfect copy's error.
-nlohmann::ordered_json FiniteOrNull(double value) {
-  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
 }
 
 nlohmann::ordered_json ErrorAsJson(const WeightError& error, bool outputs) {

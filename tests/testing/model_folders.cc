@@ -34,6 +34,17 @@ nlohmann::ordered_json Config(const ModelSize& size, const std::string& type,
   return config;
 }
 
+// Of a language model beside a tower.
+nlohmann::ordered_json WithTower(const std::string& type, const std::string& architecture,
+                                 const nlohmann::ordered_json& text,
+                                 const nlohmann::ordered_json& vision) {
+  return {{"architectures", nlohmann::ordered_json::array({architecture})},
+          {"model_type", type},
+          {"text_config", text},
+          {"vision_config", vision},
+          {"tie_word_embeddings", false}};
+}
+
 void AddAttention(ModelOnPaper& model, const ModelSize& s, const std::string& p) {
   model.AddWeight(p + ".self_attn.q_proj.weight", {s.heads * s.head(), s.hidden}, s.dtype);
   model.AddWeight(p + ".self_attn.k_proj.weight", {s.kv_heads * s.head(), s.hidden}, s.dtype);
@@ -184,11 +195,8 @@ ModelOnPaper Qwen3VlMoeModel(const ModelSize& s) {
   text["norm_topk_prob"] = true;
   text["decoder_sparse_step"] = 1;
   text["mlp_only_layers"] = nlohmann::ordered_json::array();
-  model.config["architectures"] = {"Qwen3VLMoeForConditionalGeneration"};
-  model.config["model_type"] = "qwen3_vl_moe";
-  model.config["text_config"] = text;
-  model.config["vision_config"] = {{"model_type", "qwen3_vl_moe"}, {"hidden_size", 32}};
-  model.config["tie_word_embeddings"] = false;
+  model.config = WithTower("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", text,
+                           {{"model_type", "qwen3_vl_moe"}, {"hidden_size", 32}});
   model.shards = s.shards;
   AddEnds(model, s, "model.language_model", "lm_head");
   for (int64_t i = 0; i < s.layers; ++i) {
@@ -215,16 +223,13 @@ ModelOnPaper Llama4Model(const ModelSize& s) {
   text["intermediate_size"] = s.expert_intermediate;
   text["intermediate_size_mlp"] = s.intermediate;
   text["interleave_moe_layer_step"] = 1;
-  model.config["architectures"] = {"Llama4ForConditionalGeneration"};
-  model.config["model_type"] = "llama4";
-  model.config["text_config"] = text;
-  model.config["vision_config"] = {{"model_type", "llama4_vision_model"},
-                                   {"hidden_size", 32},
-                                   {"intermediate_size", 32},
-                                   {"num_attention_heads", 2},
-                                   {"num_hidden_layers", 1},
-                                   {"vision_output_dim", 32}};
-  model.config["tie_word_embeddings"] = false;
+  model.config = WithTower("llama4", "Llama4ForConditionalGeneration", text,
+                           {{"model_type", "llama4_vision_model"},
+                            {"hidden_size", 32},
+                            {"intermediate_size", 32},
+                            {"num_attention_heads", 2},
+                            {"num_hidden_layers", 1},
+                            {"vision_output_dim", 32}});
   model.shards = s.shards;
   AddEnds(model, s, "language_model.model", "language_model.lm_head");
   for (int64_t i = 0; i < s.layers; ++i) {
